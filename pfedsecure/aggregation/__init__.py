@@ -1,0 +1,1 @@
+"""How the clients' prompts become the global prompt. Imports no torch."""

@@ -1,0 +1,1 @@
+"""Frozen CLIP models through open_clip, and prompts for them. Importing this package does not import torch."""

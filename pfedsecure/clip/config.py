@@ -1,0 +1,55 @@
+"""What can be known of a CLIP model from its configuration alone, without torch: the server needs no more than that."""
+
+from __future__ import annotations
+
+import json
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from pfedsecure.errors import BackboneError, PlanError
+from pfedsecure.plan import Plan
+
+TINY_FOLDER = Path(__file__).parent / "tiny"
+TINY_NAME = "tiny-clip"
+TINY_WEIGHTS = TINY_FOLDER / "tiny-clip.safetensors"
+
+
+def model_config(model: str, config_dir: Path | None = None) -> dict[str, Any]:
+    """The open_clip configuration of `model`: from `config_dir`, of the embedded tiny model, or open_clip's own.
+
+    Raises BackboneError when no folder has `model`.json, or it cannot be read.
+    """
+    folders = [folder for folder in (config_dir, TINY_FOLDER, _open_clip_configs()) if folder is not None]
+    for folder in folders:
+        file = folder / f"{model.replace('/', '-')}.json"
+        if file.is_file():
+            try:
+                config = json.loads(file.read_text())
+                config["text_cfg"]["width"]
+            except (OSError, ValueError, KeyError, TypeError) as error:
+                raise BackboneError(f"{file}: not an open_clip model configuration ({error})") from None
+            return dict(config)
+    known = "" if config_dir is None else f" in {config_dir} or"
+    raise BackboneError(
+        f"model {model!r} is not known{known} to open_clip; check --backbone, or give the folder of its configuration "
+        "file with --backbone-dir"
+    )
+
+
+def context_shape(plan: Plan, config_dir: Path | None = None) -> tuple[int, int]:
+    """Shape (n, d) of the plan's prompt. Raises PlanError when d is neither in the plan nor to be looked up."""
+    if plan.backbone.text_width is not None:
+        return plan.prompt.context_length, plan.backbone.text_width
+    try:
+        width = int(model_config(plan.backbone.model, config_dir)["text_cfg"]["width"])
+    except BackboneError as error:
+        raise PlanError(f"backbone.text_width is not given and cannot be looked up: {error}") from None
+    return plan.prompt.context_length, width
+
+
+def _open_clip_configs() -> Path | None:
+    spec = find_spec("open_clip")
+    if spec is None or spec.origin is None:
+        return None
+    return Path(spec.origin).parent / "model_configs"

@@ -1,0 +1,84 @@
+"""Exact nearest experts in the clear: the sketch is the flattened prompt itself, distances are Euclidean.
+
+Guarantee: none. The server reads every sketch. It is the baseline that protected matching is compared with.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import faiss
+import numpy as np
+from google.protobuf.message import DecodeError
+from numpy.typing import NDArray
+
+from pfedsecure.errors import MessageRejected
+from pfedsecure.matching.interface import PoolEntry
+from pfedsecure.wire.tensors import from_tensor, to_tensor
+from pfedsecure.wire.v1.payload_pb2 import PlainMatchAnswer, PlainSketch
+
+
+class PlainClientMatching:
+    """The client's side for contexts of `shape (n, d)`."""
+
+    def sketch(self, context: NDArray[np.float32]) -> bytes:
+        return PlainSketch(vector=to_tensor(context.reshape(-1))).SerializeToString(deterministic=True)
+
+    def query(self, context: NDArray[np.float32]) -> bytes:
+        return self.sketch(context)
+
+    def rank(self, answer: bytes, k: int) -> list[str]:
+        try:
+            message = PlainMatchAnswer.FromString(answer)
+        except DecodeError:
+            raise MessageRejected("the server's match answer is not a PlainMatchAnswer") from None
+        return [candidate.expert_id for candidate in message.candidates][:k]
+
+
+class PlainServerMatching:
+    """The server's side for sketches of `n * d` numbers."""
+
+    def __init__(self, shape: tuple[int, int]) -> None:
+        self._size = shape[0] * shape[1]
+
+    def check_sketch(self, sketch: bytes) -> None:
+        read_sketch(sketch, self._size)
+
+    def index(self, pool: Sequence[PoolEntry]) -> PlainMatchIndex:
+        return PlainMatchIndex(pool, self._size)
+
+
+class PlainMatchIndex:
+    """FAISS index, exact in L2, over the pool of one round."""
+
+    def __init__(self, pool: Sequence[PoolEntry], size: int) -> None:
+        # Sorted by name, so that equal distances are resolved the same way in every run.
+        self._pool = sorted(pool, key=lambda entry: entry.owner)
+        self._size = size
+        self._index = faiss.IndexFlatL2(size)
+        if self._pool:
+            self._index.add(np.stack([read_sketch(entry.sketch, size) for entry in self._pool]))
+
+    def answer(self, query: bytes, k: int, asker: str, round_number: int) -> bytes:
+        vector = read_sketch(query, self._size)
+        answer = PlainMatchAnswer()
+        if self._pool and k:
+            # One more than asked for: the asker's own expert may be among the nearest.
+            squared, rows = self._index.search(vector[None], min(k + 1, len(self._pool)))
+            others = [
+                (float(distance), self._pool[row])
+                for distance, row in zip(squared[0], rows[0], strict=True)
+                if self._pool[row].owner != asker
+            ]
+            for distance, entry in others[:k]:
+                answer.candidates.add(expert_id=entry.expert_id, distance=max(distance, 0.0) ** 0.5)
+        return answer.SerializeToString(deterministic=True)
+
+
+def read_sketch(sketch: bytes, size: int) -> NDArray[np.float32]:
+    """The vector of a PlainSketch with exactly `size` numbers. Raises MessageRejected."""
+    try:
+        message = PlainSketch.FromString(sketch)
+    except DecodeError:
+        raise MessageRejected("the sketch is not a PlainSketch") from None
+    return from_tensor(message.vector, (size,), "the sketch")

@@ -1,0 +1,186 @@
+"""The federation plan: the public agreement that every party signs up to before anything is exchanged.
+
+A plan is a TOML file. It says which frozen model is used, which classes exist, how prompts are trained, when a round
+closes, and which protections are on. Its digest is announced when a client joins and is pinned by the client, so that a
+server cannot change the rules under way.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import tomllib
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from pfedsecure.errors import PlanError
+
+NonEmpty = Annotated[str, Field(min_length=1)]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
+
+
+class BackbonePlan(_Section):
+    """The frozen CLIP model. Every client loads its own copy; only its name and digest are agreed on."""
+
+    model: NonEmpty = "tiny-clip"
+    """open_clip model name, or the name of a configuration file that every party has."""
+    pretrained: NonEmpty = "embedded"
+    """open_clip pretrained tag; a client may name a local file of the same weights instead."""
+    text_width: Annotated[int, Field(ge=1)] | None = None
+    """Width d of the text tower; needed only for a model whose configuration the server does not have."""
+    text_digest: Annotated[str, Field(pattern="^[0-9a-f]{64}$")] | None = None
+    """SHA-256 of the text tower's weights as `pfedsecure.clip.backbone` computes it; checked by clients when given."""
+
+
+class PromptPlan(_Section):
+    """The trainable context `ctx (n, d)`, shared by all classes."""
+
+    context_length: Annotated[int, Field(ge=1, le=64)] = 16
+    context_init: str = ""
+    """Words whose embeddings start the context (they stand next to the class name); random where there are none."""
+
+
+class MixturePlan(_Section):
+    """The gate over local prompt and experts. Symbols as in the paper: K, g, lambda."""
+
+    experts: Annotated[int, Field(ge=0, le=256)] = 9
+    gate_width: Annotated[int, Field(ge=1)] = 128
+    gate_heads: Annotated[int, Field(ge=1)] = 8
+    lambda_: Annotated[float, Field(ge=0, allow_inf_nan=False, alias="lambda")] = 0.5
+    attention_scale: Positive = 10.0
+
+    @model_validator(mode="after")
+    def _heads_divide_width(self) -> MixturePlan:
+        if self.gate_width % self.gate_heads:
+            raise ValueError(f"gate_width {self.gate_width} is not a multiple of gate_heads {self.gate_heads}")
+        return self
+
+
+class TrainingPlan(_Section):
+    """Local training of one round: SGD with momentum, cosine schedule over the round."""
+
+    local_epochs: Annotated[int, Field(ge=1)] = 5
+    batch_size: Annotated[int, Field(ge=1)] = 32
+    prompt_lr: Positive = 0.002
+    gate_lr: Positive = 0.01
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    weight_decay: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 5e-4
+
+
+class RoundsPlan(_Section):
+    """When rounds start and close."""
+
+    count: Annotated[int, Field(ge=1)] = 10
+    participation: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Share of the clients online that is chosen for a round (at least `minimum_cohort`)."""
+    minimum_cohort: Annotated[int, Field(ge=1)] = 2
+    """Fewer updates than this and the round is abandoned."""
+    start_clients: Annotated[int, Field(ge=1)] | None = None
+    """Clients that must be online before the first round; `minimum_cohort` when not given."""
+    deadline_seconds: Positive = 600.0
+    heartbeat_seconds: Positive = 5.0
+    """A client that has not been heard of for six of these is taken for gone."""
+
+    @property
+    def clients_to_start(self) -> int:
+        return max(self.start_clients or 0, self.minimum_cohort)
+
+
+class ProtectionPlan(_Section):
+    """What hides what from whom. Everything that is off is said aloud by server and client."""
+
+    aggregation: Literal["plain"] = "plain"
+    matching: Literal["plain", "random"] = "plain"
+    """`random` picks experts by lot: a baseline, as little protected as `plain`."""
+
+
+class Plan(_Section):
+    """A whole federation plan; the defaults are the embedded demo's."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")] = "pfedsecure"
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 1
+    method: Literal["pfedmoap", "promptfl"] = "pfedmoap"
+    class_names: Annotated[tuple[NonEmpty, ...], Field(min_length=2)]
+    backbone: BackbonePlan = BackbonePlan()
+    prompt: PromptPlan = PromptPlan()
+    mixture: MixturePlan = MixturePlan()
+    training: TrainingPlan = TrainingPlan()
+    rounds: RoundsPlan = RoundsPlan()
+    protection: ProtectionPlan = ProtectionPlan()
+
+    @model_validator(mode="after")
+    def _class_names_distinct(self) -> Plan:
+        seen: set[str] = set()
+        for name in self.class_names:
+            if name in seen:
+                raise ValueError(f"class_names: {name!r} stands twice")
+            seen.add(name)
+        return self
+
+    @property
+    def n_experts(self) -> int:
+        """K: experts borrowed per client and round; PromptFL borrows none."""
+        return self.mixture.experts if self.method == "pfedmoap" else 0
+
+    def to_json(self) -> str:
+        """Canonical form: what `digest` is taken of and what travels."""
+        return json.dumps(self.model_dump(mode="json", by_alias=True), sort_keys=True, separators=(",", ":"))
+
+    def digest(self) -> str:
+        """SHA-256 of the canonical form, in hexadecimal."""
+        return hashlib.sha256(self.to_json().encode()).hexdigest()
+
+    def unprotected(self) -> tuple[str, ...]:
+        """One sentence for each protection that this plan leaves off: who can see what because of it."""
+        sentences = [
+            "aggregation = plain: the server sees every client's prompt and number of training images",
+        ]
+        if self.n_experts:
+            sentences.append("experts travel unsealed: the server sees every prompt that clients lend each other")
+            sentences.append(
+                f"matching = {self.protection.matching}: the server sees what experts are matched on and who gets whose"
+            )
+        sentences.append("no differential privacy: prompts may reveal training examples to peers and to the server")
+        return tuple(sentences)
+
+    @classmethod
+    def from_json(cls, text: str | bytes) -> Plan:
+        """Read the form that travels. Raises PlanError."""
+        try:
+            return cls.model_validate_json(text)
+        except ValidationError as error:
+            raise PlanError(f"the plan that was received is invalid: {first_problem(error)}") from None
+
+    @classmethod
+    def from_toml(cls, path: Path) -> Plan:
+        """Read a plan file. Raises PlanError with the file and the field that is wrong."""
+        try:
+            with path.open("rb") as file:
+                values = tomllib.load(file)
+        except OSError as error:
+            raise PlanError(f"{path}: cannot read the plan ({error.strerror}); give --plan a readable file") from None
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+            raise PlanError(f"{path}: not valid TOML ({error}); mend that line") from None
+        try:
+            return cls.model_validate(values)
+        except ValidationError as error:
+            raise PlanError(f"{path}: {first_problem(error)}") from None
+
+
+def first_problem(error: ValidationError) -> str:
+    """The first problem of a pydantic report in one line: field, what is wrong, the value given."""
+    problem = error.errors(include_url=False, include_context=False)[0]
+    field = ".".join(str(part) for part in problem["loc"]) or "plan"
+    message = problem["msg"].removeprefix("Value error, ").rstrip(".")
+    if problem["type"] == "missing":
+        return f"{field} is missing; add it"
+    if problem["type"] == "extra_forbidden":
+        return f"{field} is not a known setting; remove it or check its spelling"
+    given = repr(problem.get("input"))
+    return f"{field}: {message}" + (f" (given {given})" if problem["loc"] and len(given) <= 80 else "")

@@ -1,0 +1,40 @@
+"""What a client may ask of a federation's server, whatever carries the messages.
+
+Over the network it is gRPC with mutual TLS; a simulation calls the server's coordinator in the same process. Either way
+the same messages pass, and the server knows the caller from its certificate. Errors arrive as `PfedError` subclasses.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+from pfedsecure.wire.v1 import federation_pb2 as fed
+from pfedsecure.wire.v1 import round_pb2 as rnd
+
+
+class FederationApi(Protocol):
+    """One method per call of proto/; payloads are whole (chunking is the transport's business)."""
+
+    async def get_plan(self) -> fed.GetPlanReply: ...
+
+    async def join(self, request: fed.JoinRequest) -> fed.JoinReply: ...
+
+    async def await_view(self, request: fed.AwaitRequest) -> fed.FederationView: ...
+
+    async def heartbeat(self, request: fed.HeartbeatRequest) -> fed.HeartbeatReply: ...
+
+    async def leave(self, request: fed.LeaveRequest) -> fed.LeaveReply: ...
+
+    async def get_global_prompt(self, round_number: int) -> bytes:
+        """Serialised Tensor; empty before the first aggregation. Round 0 asks for the newest."""
+
+    async def match(self, request: rnd.MatchRequest) -> rnd.MatchReply: ...
+
+    async def get_experts(self, round_number: int, expert_ids: Sequence[str]) -> dict[str, bytes]:
+        """The experts asked for, by id, in the order asked for."""
+
+    async def submit_update(self, round_number: int, contribution: bytes) -> rnd.Receipt: ...
+
+    async def publish_expert(self, round_number: int, publication: bytes) -> rnd.Receipt:
+        """`publication` is a serialised Publication."""
