@@ -1,0 +1,205 @@
+"""Local training, evaluation and prediction of one client.
+
+Everything here is a pure function of the plan, the client's name, the round and the data: the same inputs give the same
+model, and nothing is shared between clients or left over from another round (optimiser, momentum, schedule, gate).
+Symbols: N images, D embedding width, C classes, n x d context, K experts.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from pfed_client.local_model import Array, LocalModel
+from pfedsecure.clip.backbone import Backbone
+from pfedsecure.clip.features import FeatureSet
+from pfedsecure.moe.gate import Gate
+from pfedsecure.moe.mixture import MixtureModel, PromptModel, pool
+from pfedsecure.plan import Plan, TrainingPlan
+from pfedsecure.seeds import derive_seed
+
+StepCallback = Callable[[int, int, float], None]
+
+
+@dataclass(frozen=True)
+class RoundReport:
+    """What local training of one round came to; stays with the client."""
+
+    train_loss: float
+    """Mean cross-entropy over the last epoch's batches."""
+    n_train: int
+    n_experts: int
+    steps: int
+
+
+class Trainer:
+    """One client's training on features that were computed once.
+
+    `name` seeds what is random (gate, order of batches) together with the plan's seed. Raises PlanError when the gate's
+    width does not fit the backbone.
+    """
+
+    def __init__(self, plan: Plan, backbone: Backbone, train: FeatureSet, test: FeatureSet, *, name: str) -> None:
+        self._plan = plan
+        self._backbone = backbone
+        self._name = name
+        self._train = train.to(backbone.device)
+        self._test = test.to(backbone.device)
+        self._classes = backbone.tower.class_tails(backbone.tokenizer, plan.class_names, plan.prompt.context_length)
+        if self.has_gate:
+            pool(self._train.features[:0], plan.mixture.gate_width)
+
+    @property
+    def has_gate(self) -> bool:
+        return self._plan.method == "pfedmoap"
+
+    @property
+    def n_train(self) -> int:
+        """n_i, the number of training images."""
+        return len(self._train)
+
+    def initial_context(self) -> Array:
+        """The context `(n, d)` that the federation starts from: the same on every client."""
+        return self._backbone.initial_context(self._plan)
+
+    def new_model(self) -> LocalModel:
+        """A client's model before its first round: the plan's start and a gate of its own."""
+        gate: dict[str, Array] = {}
+        if self.has_gate:
+            seed = derive_seed(self._plan.seed, self._name, "gate")
+            gate = _arrays(self._gate(torch.Generator().manual_seed(seed)))
+        start = self.initial_context()
+        return LocalModel(context=start, gate=gate, experts=np.zeros((0, *start.shape), np.float32), trained_round=0)
+
+    def train_round(
+        self,
+        model: LocalModel,
+        start: Array,
+        experts: Array,
+        round_number: int,
+        on_step: StepCallback | None = None,
+    ) -> tuple[LocalModel, RoundReport]:
+        """Train from the context `start (n, d)` and the client's own gate, with frozen `experts (K', n, d)`.
+
+        Returns a new model; `model` is not changed. `on_step(step, steps, loss)` is called after every step.
+        """
+        training = self._plan.training
+        candidate = LocalModel(context=start, gate=model.gate, experts=experts, trained_round=round_number)
+        network = self._network(candidate)
+        optimizers = make_optimizers(network, training)
+        generator = torch.Generator().manual_seed(derive_seed(self._plan.seed, self._name, "batches", round_number))
+        steps_per_epoch = math.ceil(len(self._train) / training.batch_size)
+        steps = steps_per_epoch * training.local_epochs
+        losses: list[float] = []
+        for _ in range(training.local_epochs):
+            order = torch.randperm(len(self._train), generator=generator).to(self._train.labels.device)
+            for batch in order.split(training.batch_size):
+                set_prompt_lr(optimizers[0], cosine(training.prompt_lr, len(losses), steps))
+                loss = F.cross_entropy(network(self._train.features[batch]), self._train.labels[batch])
+                for optimizer in optimizers:
+                    optimizer.zero_grad()
+                loss.backward()
+                for optimizer in optimizers:
+                    optimizer.step()
+                losses.append(loss.item())
+                if on_step is not None:
+                    on_step(len(losses), steps, losses[-1])
+        gate = _arrays(network.gate) if isinstance(network, MixtureModel) else model.gate
+        trained = LocalModel(
+            context=network.ctx.detach().cpu().numpy(), gate=gate, experts=experts, trained_round=round_number
+        )
+        report = RoundReport(
+            train_loss=float(np.mean(losses[-steps_per_epoch:])),
+            n_train=len(self._train),
+            n_experts=len(experts),
+            steps=len(losses),
+        )
+        return trained, report
+
+    @torch.no_grad()
+    def evaluate(self, model: LocalModel) -> float:
+        """Accuracy in [0, 1] on the client's own test images, over all classes of the plan."""
+        predicted = self._network(model)(self._test.features).argmax(dim=1)
+        return float((predicted == self._test.labels).double().mean())
+
+    @torch.no_grad()
+    def predict(self, model: LocalModel, features: Tensor) -> Tensor:
+        """Class probabilities `(B, C)` of normalised image features `(B, D)`."""
+        probabilities: Tensor = self._network(model)(features.to(self._backbone.device)).softmax(dim=1)
+        return probabilities.cpu()
+
+    def explain(self, model: LocalModel, features: Tensor) -> Tensor | None:
+        """How much each expert weighs per image and class, `(B, C, 1 + K')`, the local prompt first.
+
+        None where the model predicts with its prompt alone.
+        """
+        network = self._network(model)
+        if not isinstance(network, MixtureModel):
+            return None
+        return network.expert_weights(features.to(self._backbone.device)).cpu()
+
+    def zero_shot(self, words: str) -> float:
+        """Accuracy in [0, 1] on the own test images with a prompt of plain words before the class name."""
+        context = self._backbone.words_context(words)
+        classes = self._backbone.tower.class_tails(self._backbone.tokenizer, self._plan.class_names, len(context))
+        network = PromptModel(self._backbone.tower, classes, context, self._backbone.logit_scale)
+        with torch.no_grad():
+            predicted = network(self._test.features).argmax(dim=1)
+        return float((predicted == self._test.labels).double().mean())
+
+    def _gate(self, generator: torch.Generator | None = None) -> Gate:
+        mixture = self._plan.mixture
+        return Gate(mixture.gate_width, mixture.gate_heads, mixture.attention_scale, generator)
+
+    def _network(self, model: LocalModel) -> PromptModel:
+        tower, device = self._backbone.tower, self._backbone.device
+        context = torch.from_numpy(model.context).to(device)
+        # With no expert yet the gate has nothing to choose from and would learn to be without: the prompt works alone.
+        # A plan with K = 0 means the gate alone, over the local prompt.
+        waits_for_experts = self._plan.n_experts > 0 and len(model.experts) == 0
+        if not self.has_gate or waits_for_experts:
+            return PromptModel(tower, self._classes, context, self._backbone.logit_scale)
+        gate = self._gate()
+        gate.load_state_dict({key: torch.from_numpy(value) for key, value in model.gate.items()})
+        with torch.no_grad():
+            expert_features = tower(torch.from_numpy(model.experts).to(device), self._classes)
+        return MixtureModel(
+            tower,
+            self._classes,
+            context,
+            self._backbone.logit_scale,
+            gate=gate.to(device),
+            gate_width=self._plan.mixture.gate_width,
+            expert_features=expert_features,
+            lambda_=self._plan.mixture.lambda_,
+        )
+
+
+def make_optimizers(network: PromptModel, training: TrainingPlan) -> list[torch.optim.SGD]:
+    """One SGD for the prompt and, where there is a gate, another for the gate."""
+    sgd = partial(torch.optim.SGD, momentum=training.momentum, weight_decay=training.weight_decay)
+    optimizers = [sgd([network.ctx], lr=training.prompt_lr)]
+    if isinstance(network, MixtureModel):
+        optimizers.append(sgd(network.gate.parameters(), lr=training.gate_lr))
+    return optimizers
+
+
+def cosine(lr: float, step: int, steps: int) -> float:
+    """Cosine schedule from `lr` at step 0 towards 0 after the last of `steps`."""
+    return lr * (1 + math.cos(math.pi * step / steps)) / 2
+
+
+def set_prompt_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
+    """Set the learning rate of an optimiser with one parameter group."""
+    optimizer.param_groups[0]["lr"] = lr
+
+
+def _arrays(gate: Gate) -> dict[str, Array]:
+    return {key: value.detach().cpu().numpy().copy() for key, value in gate.state_dict().items()}
