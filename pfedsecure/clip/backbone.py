@@ -183,7 +183,9 @@ def _load(network: nn.Module, checkpoint: Path, model: str, archive: bool) -> No
     try:
         if archive:
             # Read here: torch.load refuses TorchScript under weights_only, and nothing is unpickled this way.
-            state = torch.jit.load(str(checkpoint), map_location="cpu").state_dict()
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", message="`torch.jit")  # deprecated, but the form OpenAI published
+                state = torch.jit.load(str(checkpoint), map_location="cpu").state_dict()
             for key in ("input_resolution", "context_length", "vocab_size"):
                 state.pop(key, None)
             network.load_state_dict({key: value.float() for key, value in state.items()})

@@ -27,7 +27,7 @@ class Images(Protocol):
 
     def image(self, index: int) -> Image.Image: ...
 
-    def fingerprint(self) -> str: ...
+    def content_digest(self, index: int) -> str: ...
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,9 @@ def _encode(
 
 
 def _cache_key(backbone: Backbone, images: Images) -> str:
-    material = [backbone.digest, repr(backbone.preprocess), backbone.precision, images.fingerprint()]
+    # Image by image, in order: rows of the entry are rows of the set.
+    contents = [images.content_digest(index) for index in range(len(images.labels))]
+    material = [backbone.digest, repr(backbone.preprocess), backbone.precision, *contents]
     return hashlib.sha256("\n".join(material).encode()).hexdigest()
 
 

@@ -118,7 +118,7 @@ class TextTower(nn.Module):
         return ClassTails.of_tokens(self.embed([tokenizer.sot_token_id])[0], rows)
 
     def forward(self, contexts: Tensor, classes: ClassTails) -> Tensor:
-        """Normalised text features `(P, C, D)`, float32, of prompts with contexts `(P, n, d)`."""
+        """Normalised text features `(P, C, D)`, float32 (float64 in a float64 tower), of contexts `(P, n, d)`."""
         n_prompts, n_context, width = contexts.shape
         n_classes, n_tail, _ = classes.tails.shape
         positions = self.positional_embedding.to(self.dtype)
@@ -141,7 +141,7 @@ class TextTower(nn.Module):
             at_eot = self.text_projection(at_eot)
         elif self.text_projection is not None:
             at_eot = at_eot @ self.text_projection
-        return F.normalize(at_eot.float(), dim=-1)
+        return F.normalize(at_eot.to(torch.promote_types(at_eot.dtype, torch.float32)), dim=-1)
 
     @staticmethod
     def _attend(attention: nn.MultiheadAttention, x: Tensor, n_prefix: int, n_classes: int, n_tail: int) -> Tensor:

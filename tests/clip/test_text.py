@@ -1,0 +1,126 @@
+"""The shared-prefix text tower against open_clip's own forward pass over all 77 tokens."""
+
+from __future__ import annotations
+
+import open_clip
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from pfedsecure.clip.text import ClassTails, TextTower
+from pfedsecure.errors import BackboneError
+
+NAMES = ("dog", "calculator", "laptop computer", "a rather long name of a class", "zebra_crossing")
+TEXT = {"context_length": 77, "vocab_size": 49408, "width": 64, "heads": 4, "layers": 3}
+VISION = {"image_size": 32, "patch_size": 16, "width": 64, "layers": 1}
+
+
+def small_clip(kind: str = "CLIP", **text: object) -> nn.Module:
+    torch.manual_seed(5)
+    model = getattr(open_clip, kind)(embed_dim=48, vision_cfg=VISION, text_cfg=TEXT | text, quick_gelu=True)
+    # Far from the initial weights, so that every part of the tower matters.
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(1.5).add_(0.02 * torch.randn_like(parameter))
+    return model.eval()
+
+
+def full_features(model: nn.Module, context: Tensor, names: tuple[str, ...]) -> Tensor:
+    """Slow and obvious: every class with its own 77 tokens, through open_clip's own transformer."""
+    source = getattr(model, "text", model)
+    tokenizer = open_clip.SimpleTokenizer()
+    placeholder = " ".join(["x"] * len(context))
+    tokens = tokenizer([f"{placeholder} {name.replace('_', ' ')}." for name in names])
+    x = source.token_embedding(tokens)
+    x = torch.cat([x[:, :1], context.expand(len(names), *context.shape), x[:, 1 + len(context) :]], dim=1)
+    x = source.ln_final(source.transformer(x + source.positional_embedding, attn_mask=source.attn_mask))
+    x = x[torch.arange(len(names)), tokens.argmax(dim=1)]
+    projection = source.text_projection
+    return F.normalize(projection(x) if isinstance(projection, nn.Linear) else x @ projection, dim=-1)
+
+
+@pytest.mark.parametrize("n_context", [1, 4, 16])
+@pytest.mark.parametrize(
+    ("kind", "text"), [("CLIP", {}), ("CustomTextCLIP", {}), ("CLIP", {"proj_bias": True, "ls_init_value": 0.3})]
+)
+def test_equals_uncut_tower_with_gradients(n_context: int, kind: str, text: dict[str, object]) -> None:
+    model = small_clip(kind, **text).double()  # so that a real difference cannot hide in rounding
+    tower = TextTower(model)
+    classes = tower.class_tails(open_clip.SimpleTokenizer(), NAMES, n_context)
+    generator = torch.Generator().manual_seed(n_context)
+    context = 0.1 * torch.randn(n_context, 64, generator=generator, dtype=torch.float64)
+    weights = torch.randn(len(NAMES), 48, generator=generator, dtype=torch.float64)
+
+    ours, theirs = context.clone().requires_grad_(), context.clone().requires_grad_()
+    got = tower(ours[None], classes)[0]
+    want = full_features(model, theirs, NAMES)
+    (got * weights).sum().backward()
+    (want * weights).sum().backward()
+
+    torch.testing.assert_close(got, want, atol=1e-12, rtol=0)
+    assert theirs.grad.abs().max() > 1e-2
+    torch.testing.assert_close(ours.grad, theirs.grad, atol=1e-12, rtol=1e-9)
+
+
+def test_equals_uncut_tower_in_float32() -> None:
+    model = small_clip()
+    tower = TextTower(model)
+    context = 0.1 * torch.randn(16, 64, generator=torch.Generator().manual_seed(0))
+    got = tower(context[None], tower.class_tails(open_clip.SimpleTokenizer(), NAMES, 16))[0]
+    torch.testing.assert_close(got, full_features(model, context, NAMES), atol=1e-6, rtol=0)
+
+
+def test_prompts_in_one_batch_equal_prompts_one_by_one() -> None:
+    tower = TextTower(small_clip())
+    classes = tower.class_tails(open_clip.SimpleTokenizer(), NAMES, 4)
+    contexts = torch.randn(3, 4, 64, generator=torch.Generator().manual_seed(0))
+    together = tower(contexts, classes)
+    assert together.shape == (3, len(NAMES), 48)
+    for one, context in zip(together, contexts, strict=True):
+        torch.testing.assert_close(one, tower(context[None], classes)[0], atol=1e-6, rtol=0)
+
+
+def test_features_do_not_depend_on_the_other_classes() -> None:
+    tower = TextTower(small_clip())
+    tokenizer = open_clip.SimpleTokenizer()
+    context = torch.randn(1, 4, 64, generator=torch.Generator().manual_seed(0))
+    together = tower(context, tower.class_tails(tokenizer, NAMES, 4))[0]
+    for name, feature in zip(NAMES, together, strict=True):
+        alone = tower(context, tower.class_tails(tokenizer, [name], 4))[0, 0]
+        torch.testing.assert_close(feature, alone, atol=1e-6, rtol=0)
+
+
+def test_sequences_are_cut_at_the_longest_name() -> None:
+    tower = TextTower(small_clip())
+    classes = tower.class_tails(open_clip.SimpleTokenizer(), ("cat", "dog house"), 4)
+    assert classes.tails.shape == (2, 4, 64)  # two words, full stop, EOT
+    assert classes.eot.tolist() == [2, 3]
+
+
+def test_nothing_of_the_tower_is_trained() -> None:
+    tower = TextTower(small_clip())
+    context = torch.randn(1, 4, 64, requires_grad=True)
+    tower(context, tower.class_tails(open_clip.SimpleTokenizer(), NAMES, 4)).sum().backward()
+    assert context.grad is not None
+    assert all(parameter.grad is None and not parameter.requires_grad for parameter in tower.parameters())
+
+
+def test_name_that_does_not_fit() -> None:
+    tower = TextTower(small_clip())
+    with pytest.raises(BackboneError, match=r"has 73 tokens; with 4 of context that is over the model's 77"):
+        tower.class_tails(open_clip.SimpleTokenizer(), ["word " * 71], 4)
+
+
+@pytest.mark.parametrize("text", [{"no_causal_mask": True}, {"pool_type": "last"}, {"embed_cls": True}])
+def test_refuses_towers_that_prompts_do_not_work_with(text: dict[str, object]) -> None:
+    with pytest.raises(BackboneError, match="not a causal CLIP transformer"):
+        TextTower(small_clip("CustomTextCLIP", **text))
+
+
+def test_tails_of_tokens_keep_order_and_end() -> None:
+    rows = [torch.ones(2, 3), 2 * torch.ones(4, 3)]
+    tails = ClassTails.of_tokens(torch.zeros(3), rows)
+    assert tails.tails.shape == (2, 4, 3)
+    assert tails.eot.tolist() == [1, 3]
+    assert tails.tails[0, 2:].abs().sum() == 0
