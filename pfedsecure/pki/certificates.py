@@ -1,0 +1,153 @@
+"""Reading and verifying certificates of one federation.
+
+`verify` is the only way from a certificate to a `Subject` that may be trusted. Chain, signature, validity window and
+critical extensions are judged by cryptography's own X.509 verifier; this module adds what is ours (name and role) and
+puts a refusal into one clear line.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from datetime import datetime
+
+from cryptography import x509
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
+from cryptography.hazmat.primitives.asymmetric.types import PublicKeyTypes
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+from cryptography.x509.verification import (
+    Criticality,
+    ExtensionPolicy,
+    Policy,
+    PolicyBuilder,
+    Store,
+    VerificationError,
+)
+
+from pfedsecure.errors import IdentityError
+from pfedsecure.pki.names import ROLE_URI_PREFIX, Role, is_role, is_valid_name
+
+KEY_USE = {
+    "client": ExtendedKeyUsageOID.CLIENT_AUTH,
+    "operator": ExtendedKeyUsageOID.CLIENT_AUTH,
+    "server": ExtendedKeyUsageOID.SERVER_AUTH,
+}
+
+
+@dataclass(frozen=True)
+class Subject:
+    """Who a certificate speaks for. `fingerprint`: SHA-256 of the public key (SPKI, DER), 64 hex digits."""
+
+    name: str
+    role: Role
+    fingerprint: str
+    serial: int
+    not_after: datetime
+
+
+def fingerprint(key: PublicKeyTypes) -> str:
+    """SHA-256 of the DER SubjectPublicKeyInfo, 64 lower-case hex digits; what people compare out of band."""
+    return hashlib.sha256(key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)).hexdigest()
+
+
+def spaced(hexadecimal: str) -> str:
+    """A fingerprint for the eye: pairs of digits with colons between."""
+    return ":".join(hexadecimal[i : i + 2] for i in range(0, len(hexadecimal), 2))
+
+
+def to_pem(certificate: x509.Certificate) -> bytes:
+    return certificate.public_bytes(Encoding.PEM)
+
+
+def parse_certificate(pem: bytes, source: str) -> x509.Certificate:
+    """The one certificate in `pem`; IdentityError naming `source` when there is none, or more than one."""
+    try:
+        (certificate,) = x509.load_pem_x509_certificates(pem)
+    except ValueError:
+        raise IdentityError(f"{source} is not one PEM certificate: get it again from where it was made") from None
+    return certificate
+
+
+def read_subject(certificate: x509.Certificate) -> Subject:
+    """What `certificate` claims, unverified. IdentityError when it is not of the form that our authority makes."""
+    try:
+        names = [str(attribute.value) for attribute in certificate.subject.get_attributes_for_oid(NameOID.COMMON_NAME)]
+        alternatives = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+        marks = alternatives.get_values_for_type(x509.UniformResourceIdentifier)
+        key = certificate.public_key()
+    except (ValueError, UnsupportedAlgorithm, x509.ExtensionNotFound, x509.DuplicateExtension):
+        raise _malformed() from None
+    roles = [mark.removeprefix(ROLE_URI_PREFIX) for mark in marks if mark.startswith(ROLE_URI_PREFIX)]
+    if len(names) != 1 or not is_valid_name(names[0]) or len(roles) != 1 or not is_role(roles[0]):
+        raise _malformed()
+    return Subject(names[0], roles[0], fingerprint(key), certificate.serial_number, certificate.not_valid_after_utc)
+
+
+def hosts_of(certificate: x509.Certificate) -> list[str]:
+    """The host names and addresses that a server's certificate is for, unverified; none for other roles."""
+    alternatives = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    addresses = alternatives.get_values_for_type(x509.IPAddress)
+    return [*alternatives.get_values_for_type(x509.DNSName), *map(str, addresses)]
+
+
+def verify(certificate: x509.Certificate, authority: x509.Certificate, now: datetime) -> Subject:
+    """The subject of `certificate`, proved to be issued by `authority` itself and valid at `now` (timezone-aware).
+
+    Guaranteed on return: the authority's signature, both validity windows, no intermediate authority, no critical
+    extension that was not understood, not itself an authority, one well-formed name, one role, and a key usage that
+    is exactly the one of that role, so that a client's certificate cannot pose as the server or the other way round.
+    Not checked: that the presenter holds the private key (TLS does) and revocation. Raises IdentityError.
+    """
+    subject = read_subject(certificate)
+
+    def exactly_its_role(_policy: Policy, _certificate: x509.Certificate, usage: x509.ExtendedKeyUsage) -> None:
+        if list(usage) != [KEY_USE[subject.role]]:
+            raise ValueError("extended key usage does not fit the role")
+
+    verifier = (
+        PolicyBuilder()
+        .store(Store([authority]))
+        .time(now)
+        .extension_policies(
+            ca_policy=ExtensionPolicy.webpki_defaults_ca(),
+            ee_policy=ExtensionPolicy.webpki_defaults_ee().require_present(
+                x509.ExtendedKeyUsage, Criticality.AGNOSTIC, exactly_its_role
+            ),
+        )
+        .build_client_verifier()
+    )
+    try:
+        verifier.verify(certificate, [])
+    except VerificationError as error:
+        raise IdentityError(_why_refused(certificate, subject, authority, now, error)) from None
+    return subject
+
+
+def _why_refused(
+    certificate: x509.Certificate,
+    subject: Subject,
+    authority: x509.Certificate,
+    now: datetime,
+    error: VerificationError,
+) -> str:
+    who = f"certificate of {subject.role} {subject.name}"
+    try:
+        certificate.verify_directly_issued_by(authority)
+    except (ValueError, TypeError, InvalidSignature):
+        return f"{who} was not issued by authority {_mark(authority)}: use a certificate that this federation approved"
+    for what, window in ((who, certificate), (f"authority {_mark(authority)}", authority)):
+        if now > window.not_valid_after_utc:
+            return f"{what} expired on {window.not_valid_after_utc:%Y-%m-%d %H:%M} UTC: request a new one"
+        if now < window.not_valid_before_utc:
+            return f"{what} is valid only from {window.not_valid_before_utc:%Y-%m-%d %H:%M} UTC: check the clocks"
+    return f"{who} is not acceptable ({error}): request a new one"
+
+
+def _mark(authority: x509.Certificate) -> str:
+    """The first digits of an authority's fingerprint, enough to see that two differ."""
+    return fingerprint(authority.public_key())[:16]
+
+
+def _malformed() -> IdentityError:
+    return IdentityError("certificate carries no valid name and role: use one that `pfed pki approve` made")
