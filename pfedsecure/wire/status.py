@@ -1,0 +1,74 @@
+"""PfedErrors across gRPC: the class travels by name in the trailing metadata, the message as the status details.
+
+Only errors about the call itself travel. Anything else that goes wrong on the server, a fault of its disk as much as a
+defect, reaches the caller as INTERNAL without a word of detail; the server's log has it.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NoReturn
+
+import grpc
+import grpc.aio
+
+from pfedsecure.errors import (
+    IdentityError,
+    InsecureTransport,
+    MessageRejected,
+    NameTaken,
+    NotAMember,
+    PfedError,
+    PlanMismatch,
+    ServerUnreachable,
+    by_wire_code,
+)
+
+ERROR_KEY = "pfed-error"
+"""Trailing metadata: the error's wire code."""
+
+MAX_DETAIL_CHARS = 1000
+"""Status details share gRPC's 8 KiB of headers with the rest."""
+
+_TRAVELLING: dict[type[PfedError], grpc.StatusCode] = {
+    IdentityError: grpc.StatusCode.UNAUTHENTICATED,
+    InsecureTransport: grpc.StatusCode.UNAUTHENTICATED,
+    MessageRejected: grpc.StatusCode.INVALID_ARGUMENT,
+    NameTaken: grpc.StatusCode.ALREADY_EXISTS,
+    NotAMember: grpc.StatusCode.PERMISSION_DENIED,
+    PlanMismatch: grpc.StatusCode.FAILED_PRECONDITION,
+}
+
+
+def abort_code(error: PfedError) -> grpc.StatusCode:
+    """The gRPC status for an error raised while serving a call; INTERNAL when the caller must not see it."""
+    return _TRAVELLING.get(type(error), grpc.StatusCode.INTERNAL)
+
+
+async def abort(context: grpc.aio.ServicerContext[Any, Any], error: PfedError) -> NoReturn:
+    """End a call with an error whose `abort_code` is not INTERNAL."""
+    await context.abort(abort_code(error), str(error)[:MAX_DETAIL_CHARS], ((ERROR_KEY, error.wire_code()),))
+
+
+def raise_from(rpc_error: grpc.aio.AioRpcError) -> NoReturn:
+    """Raise what the server raised, or what the transport's own failure means.
+
+    ServerUnreachable: no connection, or no answer in time; worth a retry. MessageRejected: a message over the size
+    limit. PfedError: the server failed inside, or does not know the call.
+    """
+    metadata: Any = rpc_error.trailing_metadata() or ()
+    code, details = rpc_error.code(), rpc_error.details() or "no details"
+    wire_code = dict(metadata).get(ERROR_KEY)
+    if wire_code is not None:
+        raise by_wire_code(wire_code)(details) from None
+    match code:
+        # CANCELLED is the server's doing: it is going down. A call that this side cancels does not end here.
+        case grpc.StatusCode.UNAVAILABLE | grpc.StatusCode.DEADLINE_EXCEEDED | grpc.StatusCode.CANCELLED:
+            raise ServerUnreachable(f"the server cannot be reached or does not answer ({details})") from None
+        case grpc.StatusCode.RESOURCE_EXHAUSTED:
+            raise MessageRejected(
+                f"a message is over the size limit, or the server is overloaded ({details})"
+            ) from None
+        case grpc.StatusCode.UNIMPLEMENTED:
+            raise PfedError("the server does not know this call; use the same version on both sides") from None
+        case _:
+            raise PfedError(f"the server failed while it answered ({code.name}); its log says why") from None

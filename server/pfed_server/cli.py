@@ -1,0 +1,111 @@
+"""The command `pfed-server`."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import sys
+from contextlib import closing
+from pathlib import Path
+
+import click
+
+import pfedsecure
+from pfed_server.app import run
+from pfed_server.coordinator import Coordinator
+from pfed_server.sql_store import SqlStore
+from pfedsecure.clip.config import context_shape
+from pfedsecure.console import Address, exit_cleanly, parse_address
+from pfedsecure.pki.development import DEVELOPMENT_FOLDER, ensure_development_pki
+from pfedsecure.pki.identity import Identity
+from pfedsecure.plan import Plan
+from pfedsecure.wire.loopback import require_loopback
+
+DEMO_PLAN = Path(pfedsecure.__file__).parent / "demo_plan.toml"
+
+_logger = logging.getLogger("pfed_server")
+
+
+@click.command(name="pfed-server", context_settings={"show_default": True, "max_content_width": 100})
+@click.option("--tls", is_flag=True, help="Mutual TLS 1.3: every caller shows a certificate of the federation.")
+@click.option("--insecure", is_flag=True, help="Plain text, on a loopback address only: callers are who they claim.")
+@click.option(
+    "--listen", type=parse_address, default="127.0.0.1:8470", metavar="HOST:PORT", help="Port 0: any free port."
+)
+@click.option(
+    "--plan",
+    "plan_file",
+    type=click.Path(path_type=Path),
+    help="The federation's plan.  [default: the embedded demo's]",
+    show_default=False,
+)
+@click.option(
+    "--state",
+    type=click.Path(path_type=Path),
+    default=Path("state/server"),
+    metavar="DIR",
+    help="What the server remembers; a server started again on it goes on where it was.",
+)
+@click.option(
+    "--identity",
+    "identity_folder",
+    type=click.Path(path_type=Path),
+    metavar="DIR",
+    help=f"Key and certificate of this server.  [default: development certificates in {DEVELOPMENT_FOLDER}]",
+    show_default=False,
+)
+@click.option(
+    "--backbone-dir",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    metavar="DIR",
+    help="Where to look for the configuration of the plan's model first.",
+)
+@click.option("--exit-when-finished", is_flag=True, help="End by itself once the members online know the last round.")
+@click.version_option(pfedsecure.__version__)
+@exit_cleanly("pfed-server")
+def main(
+    tls: bool,
+    insecure: bool,
+    listen: Address,
+    plan_file: Path | None,
+    state: Path,
+    identity_folder: Path | None,
+    backbone_dir: Path | None,
+    exit_when_finished: bool,
+) -> None:
+    """Coordinate a federation: rounds, the pool of experts and the global prompt.
+
+    The server sees no image and needs no model. It serves until SIGTERM or Ctrl-C.
+    """
+    if tls == insecure:
+        raise click.UsageError("give one of --tls and --insecure")
+    if insecure and identity_folder is not None:
+        raise click.UsageError("--identity goes with --tls")
+    logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+    plan = Plan.from_toml(plan_file or DEMO_PLAN)
+    shape = context_shape(plan, backbone_dir)
+    identity = None
+    if insecure:
+        require_loopback(listen.host)
+    else:
+        identity = _identity(identity_folder)
+    with closing(SqlStore.open(state, plan)) as store:
+        _introduce(plan, plan_file, state, insecure)
+        coordinator = Coordinator(plan, store, context_shape=shape)
+        asyncio.run(run(coordinator, listen, identity, exit_when_finished=exit_when_finished))
+
+
+def _identity(folder: Path | None) -> Identity:
+    if folder is not None:
+        return Identity.load(folder, role="server")
+    _logger.info("no --identity: development certificates in %s, for trials on this machine only", DEVELOPMENT_FOLDER)
+    return ensure_development_pki()
+
+
+def _introduce(plan: Plan, plan_file: Path | None, state: Path, insecure: bool) -> None:
+    origin = "the embedded demo plan" if plan_file is None else str(plan_file)
+    _logger.info("federation %s (%s, digest %s), state in %s", plan.name, origin, plan.digest()[:12], state)
+    if insecure:
+        _logger.warning("NOT PROTECTED: no TLS; whoever is on this machine can read along and take any name")
+    for sentence in plan.unprotected():
+        _logger.warning("NOT PROTECTED: %s", sentence)

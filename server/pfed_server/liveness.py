@@ -1,0 +1,36 @@
+"""Who is online. Kept in memory only: after a restart everybody counts as just heard of."""
+
+from __future__ import annotations
+
+from pfed_server.clock import Clock
+
+MISSED_HEARTBEATS = 6
+"""A member that has not been heard of for this many heartbeat intervals is taken for gone."""
+
+
+class Liveness:
+    """When each member was last heard of."""
+
+    def __init__(self, clock: Clock, heartbeat_seconds: float) -> None:
+        self._clock = clock
+        self._last_heard: dict[str, float] = {}
+        self.timeout = MISSED_HEARTBEATS * heartbeat_seconds
+        """Seconds of silence after which a member is offline."""
+
+    def heard(self, name: str) -> None:
+        self._last_heard[name] = self._clock.monotonic()
+
+    def forget(self, name: str) -> None:
+        self._last_heard.pop(name, None)
+
+    def online(self) -> frozenset[str]:
+        return frozenset(name for name in self._last_heard if self.seconds_left(name) > 0)
+
+    def seconds_left(self, name: str) -> float:
+        """Seconds of further silence until `name` is offline; not positive when it is."""
+        last_heard = self._last_heard.get(name)
+        return 0.0 if last_heard is None else last_heard + self.timeout - self._clock.monotonic()
+
+    def next_expiry(self) -> float | None:
+        """Seconds until the first of those online is offline unless it is heard of; None when nobody is online."""
+        return min((self.seconds_left(name) for name in self.online()), default=None)

@@ -1,0 +1,83 @@
+"""The tables. Times are seconds since the epoch, UTC."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from sqlalchemy import BLOB, CheckConstraint, ForeignKey, Index, text
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+from sqlalchemy.types import TypeEngine
+
+SCHEMA_VERSION = 1
+"""Grows with every change of the tables; a database of a newer version is refused."""
+
+
+class Base(DeclarativeBase):
+    type_annotation_map: ClassVar[dict[type, type[TypeEngine[bytes]]]] = {bytes: BLOB}
+
+
+class MetaRow(Base):
+    """The one row about the federation itself."""
+
+    __tablename__ = "meta"
+    __table_args__ = (CheckConstraint("id = 1"),)
+
+    id: Mapped[int] = mapped_column(primary_key=True, default=1)
+    schema_version: Mapped[int]
+    federation_id: Mapped[str]
+    plan_json: Mapped[str]
+    version: Mapped[int]
+
+
+class MemberRow(Base):
+    __tablename__ = "members"
+
+    name: Mapped[str] = mapped_column(primary_key=True)
+    fingerprint: Mapped[str]
+    instance_id: Mapped[str]
+    expert_id: Mapped[str] = mapped_column(unique=True)
+    taking_part: Mapped[bool]
+
+
+class RoundRow(Base):
+    __tablename__ = "rounds"
+    __table_args__ = (
+        CheckConstraint("outcome IN ('open', 'closed', 'abandoned')"),
+        CheckConstraint("(outcome = 'open') = (closed_at IS NULL)"),
+        CheckConstraint("(outcome = 'closed') = (global_prompt IS NOT NULL)"),
+        Index("one_open_round", "outcome", unique=True, sqlite_where=text("outcome = 'open'")),
+    )
+
+    number: Mapped[int] = mapped_column(primary_key=True)
+    opened_at: Mapped[float]
+    deadline: Mapped[float]
+    outcome: Mapped[str]
+    closed_at: Mapped[float | None]
+    global_prompt: Mapped[bytes | None] = mapped_column(deferred=True)
+
+
+class PartRow(Base):
+    """One member's part in one round. The payloads are emptied when the round closes; the digests stay."""
+
+    __tablename__ = "parts"
+
+    round: Mapped[int] = mapped_column(ForeignKey(RoundRow.number), primary_key=True)
+    member: Mapped[str] = mapped_column(ForeignKey(MemberRow.name), primary_key=True)
+    contribution: Mapped[bytes | None] = mapped_column(deferred=True)
+    update_digest: Mapped[bytes | None]
+    expert: Mapped[bytes | None] = mapped_column(deferred=True)
+    sketch: Mapped[bytes | None] = mapped_column(deferred=True)
+    publication_digest: Mapped[bytes | None]
+    bytes_received: Mapped[int] = mapped_column(default=0)
+    bytes_sent: Mapped[int] = mapped_column(default=0)
+
+
+class PoolRow(Base):
+    """The newest visible expert of a member, and the round it comes from."""
+
+    __tablename__ = "pool"
+
+    member: Mapped[str] = mapped_column(ForeignKey(MemberRow.name), primary_key=True)
+    round: Mapped[int] = mapped_column(ForeignKey(RoundRow.number))
+    expert: Mapped[bytes] = mapped_column(deferred=True)
+    sketch: Mapped[bytes] = mapped_column(deferred=True)

@@ -1,0 +1,122 @@
+"""The coordinator behind gRPC: who calls, and payloads in chunks. Everything else is the coordinator's business."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+import grpc.aio
+from cryptography import x509
+
+from pfed_server.coordinator import Coordinator
+from pfedsecure.errors import IdentityError
+from pfedsecure.pki.names import is_role
+from pfedsecure.wire.options import CLAIMED_NAME_KEY, CLAIMED_ROLE_KEY
+from pfedsecure.wire.payloads import Payload, join_one, split
+from pfedsecure.wire.peer import Peer, ServicerContext
+from pfedsecure.wire.v1 import federation_pb2 as fed
+from pfedsecure.wire.v1 import operations_pb2 as ops
+from pfedsecure.wire.v1 import round_pb2 as rnd
+from pfedsecure.wire.v1.federation_pb2_grpc import FederationServicer, add_FederationServicer_to_server
+from pfedsecure.wire.v1.operations_pb2_grpc import OperationsServicer, add_OperationsServicer_to_server
+from pfedsecure.wire.v1.payload_pb2 import PayloadChunk
+from pfedsecure.wire.v1.round_pb2_grpc import RoundServicer, add_RoundServicer_to_server
+
+Identify = Callable[[ServicerContext], Peer]
+"""Who makes a call; raises IdentityError or InsecureTransport. Asked at every call."""
+
+
+def by_certificate(authority: x509.Certificate) -> Identify:
+    """Callers over mutual TLS: the client certificate, verified under `authority`."""
+    return lambda context: Peer.from_call(context, authority)
+
+
+def by_claim(context: ServicerContext) -> Peer:
+    """Callers in plain text from this machine: whoever they claim to be."""
+    metadata: Any = context.invocation_metadata() or ()
+    claims = dict(metadata)
+    role = claims.get(CLAIMED_ROLE_KEY, "client")
+    if not is_role(role):
+        raise IdentityError(f"there is no role {role[:40]!r}")
+    return Peer.insecure(context, claims.get(CLAIMED_NAME_KEY, ""), role)
+
+
+class FederationService(FederationServicer):
+    """federation.proto"""
+
+    def __init__(self, coordinator: Coordinator, identify: Identify) -> None:
+        self._coordinator = coordinator
+        self._identify = identify
+
+    async def GetPlan(self, request: fed.GetPlanRequest, context: ServicerContext) -> fed.GetPlanReply:
+        return await self._coordinator.get_plan(self._identify(context))
+
+    async def Join(self, request: fed.JoinRequest, context: ServicerContext) -> fed.JoinReply:
+        return await self._coordinator.join(self._identify(context), request)
+
+    async def Await(self, request: fed.AwaitRequest, context: ServicerContext) -> fed.FederationView:
+        return await self._coordinator.await_view(self._identify(context), request)
+
+    async def Heartbeat(self, request: fed.HeartbeatRequest, context: ServicerContext) -> fed.HeartbeatReply:
+        return await self._coordinator.heartbeat(self._identify(context), request)
+
+    async def Leave(self, request: fed.LeaveRequest, context: ServicerContext) -> fed.LeaveReply:
+        return await self._coordinator.leave(self._identify(context), request)
+
+
+class RoundService(RoundServicer):
+    """round.proto"""
+
+    def __init__(self, coordinator: Coordinator, identify: Identify) -> None:
+        self._coordinator = coordinator
+        self._identify = identify
+
+    async def GetGlobalPrompt(
+        self, request: rnd.GetGlobalPromptRequest, context: ServicerContext
+    ) -> AsyncIterator[PayloadChunk]:
+        prompt = await self._coordinator.get_global_prompt(self._identify(context), request.round)
+        for chunk in split(Payload(request.round, prompt)):
+            yield chunk
+
+    async def Match(self, request: rnd.MatchRequest, context: ServicerContext) -> rnd.MatchReply:
+        return await self._coordinator.match(self._identify(context), request)
+
+    async def GetExperts(self, request: rnd.GetExpertsRequest, context: ServicerContext) -> AsyncIterator[PayloadChunk]:
+        experts = await self._coordinator.get_experts(self._identify(context), request.round, request.expert_ids)
+        for expert_id, expert in experts.items():
+            for chunk in split(Payload(request.round, expert, expert_id)):
+                yield chunk
+
+    async def SubmitUpdate(self, chunks: AsyncIterator[PayloadChunk], context: ServicerContext) -> rnd.Receipt:
+        peer = self._identify(context)
+        payload = await join_one(chunks, max_bytes=self._coordinator.max_upload_bytes)
+        return await self._coordinator.submit_update(peer, payload.round, payload.data)
+
+    async def PublishExpert(self, chunks: AsyncIterator[PayloadChunk], context: ServicerContext) -> rnd.Receipt:
+        peer = self._identify(context)
+        payload = await join_one(chunks, max_bytes=self._coordinator.max_upload_bytes)
+        return await self._coordinator.publish_expert(peer, payload.round, payload.data)
+
+
+class OperationsService(OperationsServicer):
+    """operations.proto; `transport` is what `pfed status` shows: mtls or insecure."""
+
+    def __init__(self, coordinator: Coordinator, identify: Identify, transport: str) -> None:
+        self._coordinator = coordinator
+        self._identify = identify
+        self._transport = transport
+
+    async def GetStatus(self, request: ops.GetStatusRequest, context: ServicerContext) -> ops.GetStatusReply:
+        reply = await self._coordinator.get_status(self._identify(context))
+        reply.transport = self._transport
+        return reply
+
+
+def add_services(server: grpc.aio.Server, coordinator: Coordinator, identify: Identify, transport: str) -> None:
+    """Have `server` answer all calls of proto/ from `coordinator`."""
+    federation = FederationService(coordinator, identify)
+    add_FederationServicer_to_server(federation, server)  # type: ignore[no-untyped-call]
+    rounds = RoundService(coordinator, identify)
+    add_RoundServicer_to_server(rounds, server)  # type: ignore[no-untyped-call]
+    operations = OperationsService(coordinator, identify, transport)
+    add_OperationsServicer_to_server(operations, server)  # type: ignore[no-untyped-call]

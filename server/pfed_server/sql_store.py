@@ -1,0 +1,230 @@
+"""The store in SQLite: one file, one process, every change one transaction that is on disk before it returns."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Self
+
+from sqlalchemy import Engine, delete, func, insert, select, update
+from sqlalchemy.orm import Session, sessionmaker
+
+from pfed_server.database import StateFolder, in_memory_engine
+from pfed_server.schema import MemberRow, MetaRow, PartRow, PoolRow, RoundRow
+from pfed_server.store import History, Member, OpenRound, Part, RoundRecord, State, Traffic
+from pfedsecure.matching.interface import PoolEntry
+from pfedsecure.plan import Plan
+
+OPEN, CLOSED, ABANDONED = "open", "closed", "abandoned"
+
+
+class SqlStore:
+    """The `Store` of one federation; made by `open` or `in_memory`. Methods may be called from any thread."""
+
+    def __init__(self, engine: Engine, folder: StateFolder | None = None) -> None:
+        self._engine = engine
+        self._folder = folder
+        self._transaction = sessionmaker(engine).begin
+
+    @classmethod
+    def open(cls, folder: Path, plan: Plan) -> Self:
+        """The state in `folder`, made there for `plan` when there is none. Locks the folder until `close`.
+
+        Raises StateLocked when another process uses it, StateError when it cannot be used, is corrupted, of another
+        schema version or of another plan; nothing has been changed then.
+        """
+        state_folder = StateFolder(folder)
+        try:
+            return cls(state_folder.open_database(plan), state_folder)
+        except BaseException:
+            state_folder.release()
+            raise
+
+    @classmethod
+    def in_memory(cls, plan: Plan) -> Self:
+        """A state that ends with the process, for simulations."""
+        return cls(in_memory_engine(plan))
+
+    def close(self) -> None:
+        self._engine.dispose()
+        if self._folder is not None:
+            self._folder.release()
+
+    def load(self) -> State:
+        with self._transaction() as session:
+            return _state(session)
+
+    def history(self) -> History:
+        counts = (
+            RoundRow.number,
+            RoundRow.outcome,
+            RoundRow.opened_at,
+            RoundRow.closed_at,
+            func.count(),
+            func.count(PartRow.update_digest),
+            func.sum(PartRow.bytes_received),
+            func.sum(PartRow.bytes_sent),
+        )
+        with self._transaction() as session:
+            rounds = [
+                RoundRecord(
+                    number=number,
+                    outcome=outcome,
+                    cohort=cohort,
+                    updates=updates,
+                    seconds=None if closed_at is None else closed_at - opened_at,
+                    traffic=Traffic(received, sent),
+                )
+                for number, outcome, opened_at, closed_at, cohort, updates, received, sent in session.execute(
+                    select(*counts).join(PartRow).group_by(RoundRow.number).order_by(RoundRow.number)
+                )
+            ]
+            last_rounds = session.execute(
+                select(PartRow.member, func.max(PartRow.round))
+                .join(RoundRow)
+                .where(RoundRow.outcome == CLOSED, PartRow.update_digest.is_not(None))
+                .group_by(PartRow.member)
+            )
+            return History(rounds, dict(last_rounds.all()))
+
+    def save_member(self, member: Member) -> State:
+        with self._transaction() as session:
+            session.merge(
+                MemberRow(
+                    name=member.name,
+                    fingerprint=member.fingerprint,
+                    instance_id=member.instance_id,
+                    expert_id=member.expert_id,
+                    taking_part=member.taking_part,
+                )
+            )
+            return _newer_state(session)
+
+    def touch(self) -> State:
+        with self._transaction() as session:
+            return _newer_state(session)
+
+    def open_round(self, number: int, opened_at: float, deadline: float, cohort: Sequence[str]) -> State:
+        left = select(MemberRow.name).where(MemberRow.taking_part.is_(False))
+        with self._transaction() as session:
+            session.execute(delete(PoolRow).where(PoolRow.member.in_(left)))
+            session.add(RoundRow(number=number, opened_at=opened_at, deadline=deadline, outcome=OPEN))
+            session.flush()
+            session.add_all(PartRow(round=number, member=name) for name in cohort)
+            return _newer_state(session)
+
+    def record_update(self, number: int, name: str, contribution: bytes, digest: bytes, traffic: Traffic) -> State:
+        with self._transaction() as session:
+            part = session.get_one(PartRow, (number, name))
+            part.contribution, part.update_digest = contribution, digest
+            _add_traffic(part, traffic)
+            return _state(session)
+
+    def record_publication(
+        self, number: int, name: str, expert: bytes, sketch: bytes, digest: bytes, traffic: Traffic
+    ) -> State:
+        with self._transaction() as session:
+            part = session.get_one(PartRow, (number, name))
+            part.expert, part.sketch, part.publication_digest = expert, sketch, digest
+            _add_traffic(part, traffic)
+            return _state(session)
+
+    def updates(self, number: int) -> dict[str, bytes]:
+        with self._transaction() as session:
+            rows = session.execute(
+                select(PartRow.member, PartRow.contribution)
+                .where(PartRow.round == number, PartRow.contribution.is_not(None))
+                .order_by(PartRow.member)
+            )
+            return {member: contribution for member, contribution in rows if contribution is not None}
+
+    def close_round(
+        self, number: int, closed_at: float, global_prompt: bytes | None, traffic: Mapping[str, Traffic]
+    ) -> State:
+        with self._transaction() as session:
+            closing = session.get_one(RoundRow, number)
+            closing.outcome = ABANDONED if global_prompt is None else CLOSED
+            closing.closed_at, closing.global_prompt = closed_at, global_prompt
+            for name, bytes_since in traffic.items():
+                _add_traffic(session.get_one(PartRow, (number, name)), bytes_since)
+            session.flush()
+            if global_prompt is not None:
+                _reveal_experts(session, number)
+            session.execute(
+                update(PartRow).where(PartRow.round == number).values(contribution=None, expert=None, sketch=None)
+            )
+            return _newer_state(session)
+
+    def global_prompt(self, round_number: int) -> bytes:
+        with self._transaction() as session:
+            newest = session.scalars(
+                select(RoundRow.global_prompt)
+                .where(RoundRow.outcome == CLOSED, RoundRow.number < round_number)
+                .order_by(RoundRow.number.desc())
+                .limit(1)
+            ).first()
+            return newest or b""
+
+    def pool(self) -> list[PoolEntry]:
+        with self._transaction() as session:
+            rows = session.execute(
+                select(PoolRow.member, MemberRow.expert_id, PoolRow.sketch).join(MemberRow).order_by(PoolRow.member)
+            )
+            return [PoolEntry(owner, expert_id, sketch) for owner, expert_id, sketch in rows]
+
+    def experts(self, expert_ids: Sequence[str]) -> dict[str, bytes]:
+        with self._transaction() as session:
+            rows = session.execute(
+                select(MemberRow.expert_id, PoolRow.expert).join(PoolRow).where(MemberRow.expert_id.in_(expert_ids))
+            )
+            return dict(rows.all())
+
+
+def _newer_state(session: Session) -> State:
+    session.execute(update(MetaRow).values(version=MetaRow.version + 1))
+    return _state(session)
+
+
+def _state(session: Session) -> State:
+    session.flush()
+    federation_id, version = session.execute(select(MetaRow.federation_id, MetaRow.version)).one()
+    members = session.execute(
+        select(MemberRow.name, MemberRow.fingerprint, MemberRow.instance_id, MemberRow.expert_id, MemberRow.taking_part)
+    )
+    completed = select(func.count()).select_from(RoundRow).where(RoundRow.outcome == CLOSED)
+    return State(
+        federation_id=federation_id,
+        version=version,
+        last_round=session.scalar(select(func.max(RoundRow.number))) or 0,
+        rounds_completed=session.scalar(completed) or 0,
+        members={row.name: Member(*row) for row in members},
+        open_round=_open_round(session),
+    )
+
+
+def _open_round(session: Session) -> OpenRound | None:
+    row = session.execute(
+        select(RoundRow.number, RoundRow.opened_at, RoundRow.deadline).where(RoundRow.outcome == OPEN)
+    ).one_or_none()
+    if row is None:
+        return None
+    parts = session.execute(
+        select(PartRow.member, PartRow.update_digest, PartRow.publication_digest)
+        .where(PartRow.round == row.number)
+        .order_by(PartRow.member)
+    )
+    return OpenRound(*row, parts={member: Part(*digests) for member, *digests in parts})
+
+
+def _reveal_experts(session: Session, number: int) -> None:
+    """Put the experts staged in a round in the place of the older ones of the same members."""
+    staged = select(PartRow.member, PartRow.round, PartRow.expert, PartRow.sketch).where(
+        PartRow.round == number, PartRow.expert.is_not(None)
+    )
+    session.execute(delete(PoolRow).where(PoolRow.member.in_(select(staged.subquery().c.member))))
+    session.execute(insert(PoolRow).from_select(["member", "round", "expert", "sketch"], staged))
+
+
+def _add_traffic(part: PartRow, traffic: Traffic) -> None:
+    part.bytes_received += traffic.received
+    part.bytes_sent += traffic.sent

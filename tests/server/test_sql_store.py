@@ -1,0 +1,162 @@
+"""What the store refuses, and that it changes nothing when it does."""
+
+from __future__ import annotations
+
+import random
+import sqlite3
+from collections.abc import Callable
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+from pfed_server.database import DATABASE_FILE
+from pfed_server.schema import SCHEMA_VERSION
+from pfed_server.sql_store import SqlStore
+from pfed_server.store import Member, Traffic
+from sqlalchemy.exc import IntegrityError
+
+from pfedsecure.errors import StateError, StateLocked
+from pfedsecure.plan import Plan
+
+MakePlan = Callable[..., Plan]
+
+
+def member(name: str) -> Member:
+    return Member(name, "f" * 64, "1", f"id-{name}", taking_part=True)
+
+
+def filled(folder: Path, plan: Plan) -> Path:
+    """A state with a round under way; its database."""
+    with closing(SqlStore.open(folder, plan)) as store:
+        for name in ("anna", "bert"):
+            store.save_member(member(name))
+        store.open_round(1, 100.0, 160.0, ["anna", "bert"])
+        store.record_update(1, "anna", b"contribution" * 1000, b"digest", Traffic(12_000, 5))
+    return folder / DATABASE_FILE
+
+
+def refused(folder: Path, plan: Plan) -> str:
+    """The message with which a state is refused; the database and its folder are untouched by that."""
+    database = folder / DATABASE_FILE
+    before = database.read_bytes()
+    with pytest.raises(StateError) as caught:
+        SqlStore.open(folder, plan)
+    assert database.read_bytes() == before
+    assert sorted(path.name for path in folder.iterdir()) == [DATABASE_FILE, "lock"]
+    assert str(database) in str(caught.value)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_a_new_state_is_for_nobody_elses_eyes(make_plan: MakePlan, tmp_path: Path) -> None:
+    folder = tmp_path / "deep" / "state"
+    with closing(SqlStore.open(folder, make_plan())) as store:
+        state = store.load()
+    assert (state.last_round, state.rounds_completed, dict(state.members), state.open_round) == (0, 0, {}, None)
+    assert folder.stat().st_mode & 0o777 == 0o700
+    assert [path.stat().st_mode & 0o777 for path in folder.iterdir()] == [0o600, 0o600]
+
+
+def test_a_state_reads_back_as_it_was_written(make_plan: MakePlan, tmp_path: Path) -> None:
+    with closing(SqlStore.open(tmp_path, make_plan())) as store:
+        first = store.load().federation_id
+    filled(tmp_path, make_plan())
+    with closing(SqlStore.open(tmp_path, make_plan())) as store:
+        state = store.load()
+        assert state.federation_id == first
+        assert state.members == {"anna": member("anna"), "bert": member("bert")}
+        assert state.open_round is not None
+        assert (state.open_round.number, state.open_round.opened_at, state.open_round.deadline) == (1, 100.0, 160.0)
+        assert store.updates(1) == {"anna": b"contribution" * 1000}
+        closed = store.close_round(1, 130.5, b"prompt", {"bert": Traffic(1, 2)})
+        assert (closed.open_round, closed.rounds_completed, closed.version) == (None, 1, state.version + 1)
+        assert store.updates(1) == {}
+        (record,) = store.history().rounds
+        assert (record.outcome, record.cohort, record.updates, record.seconds) == ("closed", 2, 1, 30.5)
+        assert record.traffic == Traffic(12_001, 7)
+        assert [store.global_prompt(number) for number in (1, 2, 9)] == [b"", b"prompt", b"prompt"]
+
+
+def test_contributions_are_wiped_from_the_file_when_their_round_closes(make_plan: MakePlan, tmp_path: Path) -> None:
+    database = filled(tmp_path, make_plan())
+    assert b"contribution" * 10 in database.read_bytes()
+    with closing(SqlStore.open(tmp_path, make_plan())) as store:
+        store.close_round(1, 130.0, b"prompt", {})
+    assert b"contribution" * 10 not in database.read_bytes()
+
+
+def test_a_failed_transaction_leaves_nothing(make_plan: MakePlan) -> None:
+    with closing(SqlStore.in_memory(make_plan())) as store:
+        before = store.save_member(member("anna"))
+        with pytest.raises(IntegrityError):
+            store.open_round(1, 0.0, 1.0, ["anna", "nobody"])
+        assert store.load() == before
+        store.open_round(1, 0.0, 1.0, ["anna"])
+        with pytest.raises(IntegrityError):
+            store.open_round(2, 0.0, 1.0, ["anna"])
+        assert store.load().last_round == 1
+
+
+@pytest.mark.parametrize("where", ["header", "middle", "cut"])
+def test_a_damaged_database_is_refused(make_plan: MakePlan, tmp_path: Path, where: str) -> None:
+    database = filled(tmp_path, make_plan())
+    data, noise = bytearray(database.read_bytes()), random.Random(0)
+    if where == "header":
+        data[:100] = noise.randbytes(100)
+    elif where == "middle":
+        data[4096:] = noise.randbytes(len(data) - 4096)
+    else:
+        del data[len(data) // 2 :]
+    database.write_bytes(data)
+    message = refused(tmp_path, make_plan())
+    assert "the saved state is corrupted" in message
+    assert message.endswith("restore a copy, or give another --state to start a new federation")
+
+
+def test_a_newer_schema_is_refused(make_plan: MakePlan, tmp_path: Path) -> None:
+    with closing(sqlite3.connect(filled(tmp_path, make_plan()))) as connection, connection:
+        connection.execute("UPDATE meta SET schema_version = ?", [SCHEMA_VERSION + 1])
+    message = refused(tmp_path, make_plan())
+    assert f"has schema version {SCHEMA_VERSION + 1}, this pfed-server knows {SCHEMA_VERSION}" in message
+
+
+def test_another_plan_is_refused_with_both_digests(make_plan: MakePlan, tmp_path: Path) -> None:
+    filled(tmp_path, make_plan())
+    message = refused(tmp_path, make_plan(seed=2))
+    assert "belongs to a federation with another plan" in message
+    assert make_plan().digest()[:12] in message
+    assert make_plan(seed=2).digest()[:12] in message
+
+
+def test_somebody_elses_database_is_refused(make_plan: MakePlan, tmp_path: Path) -> None:
+    (tmp_path / "lock").touch()
+    with closing(sqlite3.connect(tmp_path / DATABASE_FILE)) as connection, connection:
+        connection.execute("CREATE TABLE recipes (title TEXT)")
+    assert "is not the state of a pfed-server (no such table: meta)" in refused(tmp_path, make_plan())
+
+
+def test_a_crash_before_anything_was_written_is_a_new_beginning(make_plan: MakePlan, tmp_path: Path) -> None:
+    (tmp_path / DATABASE_FILE).touch()
+    with closing(SqlStore.open(tmp_path, make_plan())) as store:
+        assert store.load().version == 1
+
+
+def test_a_file_cannot_be_a_state_directory(make_plan: MakePlan, tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    file.touch()
+    with pytest.raises(StateError, match=r"cannot be used as state directory \(.+\); give another --state"):
+        SqlStore.open(file, make_plan())
+
+
+def test_one_process_at_a_time(make_plan: MakePlan, tmp_path: Path) -> None:
+    with closing(SqlStore.open(tmp_path, make_plan())):  # noqa: SIM117
+        with pytest.raises(StateLocked, match="another pfed-server uses this state; stop it, or give another --state"):
+            SqlStore.open(tmp_path, make_plan())
+    SqlStore.open(tmp_path, make_plan()).close()
+
+
+def test_a_refused_state_is_not_left_locked(make_plan: MakePlan, tmp_path: Path) -> None:
+    filled(tmp_path, make_plan())
+    with pytest.raises(StateError):
+        SqlStore.open(tmp_path, make_plan(seed=2))
+    SqlStore.open(tmp_path, make_plan()).close()
