@@ -1,0 +1,189 @@
+"""The command `pfed-client`. What takes long to import is imported by the command that needs it."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Literal
+
+import click
+from click.core import ParameterSource
+
+import pfedsecure
+from pfedsecure.console import Address, exit_cleanly, parse_address
+from pfedsecure.errors import ProtectionUnavailable
+
+_FOLDER = click.Path(file_okay=False, path_type=Path)
+_FILE = click.Path(dir_okay=False, path_type=Path)
+
+
+@click.group(
+    name="pfed-client",
+    invoke_without_command=True,
+    context_settings={"show_default": True, "max_content_width": 100},
+)
+@click.option("--server", type=parse_address, default="127.0.0.1:8470", metavar="HOST:PORT", help="The server.")
+@click.option("--name", metavar="NAME", help="Who this is: the name in the certificate.  [default: client-1, -2, ...]")
+@click.option(
+    "--data",
+    metavar="SPEC",
+    help="The images: a folder, a .csv or .txt list, torchvision:NAME or demo:I/N.  [default: a share of the demo's]",
+)
+@click.option("--backbone", "model", metavar="MODEL", help="open_clip model.  [default: the plan's]")
+@click.option("--pretrained", metavar="TAG|FILE", help="Its weights.  [default: the plan's]")
+@click.option("--backbone-dir", type=_FOLDER, metavar="DIR", help="Configuration files of models of your own.")
+@click.option("--device", default="cpu", metavar="DEVICE", help="Where to compute, say cuda.")
+@click.option("--precision", type=click.Choice(["fp32", "bf16"]), help="Of the frozen model.  [default: fp32]")
+@click.option("--test-fraction", type=click.FloatRange(0, 1, min_open=True, max_open=True), help="[default: 0.5]")
+@click.option("--strict/--no-strict", default=None, help="Whether a broken image is an error or skipped.")
+@click.option("--state", type=_FOLDER, metavar="DIR", help="What this client remembers.  [default: state/clients/NAME]")
+@click.option("--identity", type=_FOLDER, metavar="DIR", help="Key and certificate.  [default: in the state directory]")
+@click.option("--plan", type=_FILE, metavar="FILE", help="The plan that was agreed on; any other is refused.")
+@click.option("--insecure", is_flag=True, help="Plain text, to a server on this machine only.")
+@click.option(
+    "--retry-seconds", type=click.FloatRange(0), default=600.0, help="How long to try a server that does not answer."
+)
+@click.option("--threads", type=click.IntRange(1), metavar="N", help="CPU threads for training.  [default: torch's]")
+@click.option("--quiet", is_flag=True, help="No progress, only warnings and errors.")
+@click.option("--dp-epsilon", type=float, metavar="E", help="Differential privacy. Not available in this version.")
+@click.version_option(pfedsecure.__version__)
+@click.pass_context
+@exit_cleanly("pfed-client")
+def main(
+    ctx: click.Context,
+    server: Address,
+    name: str | None,
+    data: str | None,
+    model: str | None,
+    pretrained: str | None,
+    backbone_dir: Path | None,
+    device: str,
+    precision: Literal["fp32", "bf16"] | None,
+    test_fraction: float | None,
+    strict: bool | None,
+    state: Path | None,
+    identity: Path | None,
+    plan: Path | None,
+    insecure: bool,
+    retry_seconds: float,
+    threads: int | None,
+    quiet: bool,
+    dp_epsilon: float | None,
+) -> None:
+    """Take part in a federation: train a prompt on your own images, borrow from others, keep what comes of it.
+
+    Without a command: join, and go on until the last round. Stopped or killed and started again on the same --state it
+    goes on where it was. Options not given are those of the last time. Images, labels, gate and accuracy stay here.
+    """
+    if ctx.invoked_subcommand is not None:
+        _refuse_options_before(ctx, ctx.invoked_subcommand)
+        return
+    if dp_epsilon is not None:
+        raise ProtectionUnavailable(
+            f"--dp-epsilon {dp_epsilon:g}: this version cannot give differential privacy yet, and nothing was sent; "
+            "leave it off only if it is acceptable that prompts may reveal training images to peers and server"
+        )
+    if insecure and identity is not None:
+        raise click.UsageError("--identity goes with TLS, not with --insecure")
+    from pfed_client.join import JoinOptions, take_part
+    from pfed_client.progress import watcher
+
+    options = JoinOptions(
+        server=server,
+        name=name,
+        data=data,
+        model=model,
+        pretrained=pretrained,
+        backbone_dir=backbone_dir,
+        precision=precision,
+        test_fraction=test_fraction,
+        strict=strict,
+        device=device,
+        state=state,
+        identity=identity,
+        plan=plan,
+        insecure=insecure,
+        retry_seconds=retry_seconds,
+        threads=threads,
+    )
+    with watcher(quiet=quiet) as watch:
+        status = take_part(options, watch, warn=lambda sentence: click.echo(f"NOT PROTECTED: {sentence}", err=True))
+    sys.exit(status)
+
+
+_state_option = click.option(
+    "--state", type=_FOLDER, metavar="DIR", help="Of which client.  [default: the only one in state/clients]"
+)
+_device_option = click.option("--device", default="cpu", metavar="DEVICE", help="Where to compute, say cuda.")
+_json_option = click.option("--json", "as_json", is_flag=True, help="Machine-readable.")
+
+
+@main.command()
+@_state_option
+@_device_option
+@_json_option
+@exit_cleanly("pfed-client")
+def evaluate(state: Path | None, device: str, as_json: bool) -> None:
+    """How good the model is on this client's own test images, over all and for each class. Needs no server."""
+    from pfed_client.saved import SavedClient
+
+    client = SavedClient.open(state)
+    from pfed_client.evaluation import evaluate as evaluate_client
+    from pfed_client.report import evaluation_json, evaluation_table
+
+    result = evaluate_client(client, device)
+    click.echo(json.dumps(evaluation_json(result), indent=2) if as_json else evaluation_table(result))
+
+
+@main.command()
+@click.argument("images", nargs=-1, required=True, type=_FILE)
+@click.option("--top", type=click.IntRange(1), default=3, help="How many classes to show.")
+@click.option("--explain", is_flag=True, help="Also how much the own prompt and each expert weighed, per class.")
+@_state_option
+@_device_option
+@_json_option
+@exit_cleanly("pfed-client")
+def predict(images: tuple[Path, ...], top: int, explain: bool, state: Path | None, device: str, as_json: bool) -> None:
+    """What is on IMAGES, by this client's model. Needs no server."""
+    from pfed_client.saved import SavedClient
+
+    client = SavedClient.open(state)
+    from pfed_client.classifier import Classifier
+    from pfed_client.prediction import predict as predict_images
+    from pfed_client.report import prediction_json, prediction_lines
+
+    predictions = predict_images(Classifier.from_state(client, device), images, top=top, explain=explain)
+    if as_json:
+        click.echo(json.dumps([prediction_json(prediction) for prediction in predictions], indent=2))
+    else:
+        click.echo("\n".join(line for p in predictions for line in prediction_lines(p, explain=explain)))
+
+
+@main.command()
+@click.argument("file", type=_FILE)
+@_state_option
+@exit_cleanly("pfed-client")
+def export(file: Path, state: Path | None) -> None:
+    """Write prompt, gate, experts and class names to FILE (safetensors), for other programs.
+
+    FILE holds the private gate: keep it inside your organisation. docs/examples/load_export.py shows how to use it.
+    """
+    from pfed_client.saved import SavedClient
+
+    client = SavedClient.open(state)
+    from pfed_client.classifier import Classifier
+    from pfed_client.export import Export
+
+    classifier = Classifier.from_state(client)
+    model, pretrained = client.settings.backbone(client.plan)
+    Export(client.plan, classifier.model, model, pretrained, classifier.backbone.text_digest).write(file)
+    click.echo(f"{file}: the model of {client.name} as of round {classifier.model.trained_round}")
+
+
+def _refuse_options_before(ctx: click.Context, command: str) -> None:
+    """Options of joining do nothing for a command: say so instead of ignoring them."""
+    for parameter in ctx.command.params:
+        name = parameter.name
+        if name is not None and ctx.get_parameter_source(name) is not ParameterSource.DEFAULT:
+            raise click.UsageError(f"{parameter.opts[0]} is of joining; options of {command} stand behind it")

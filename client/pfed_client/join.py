@@ -1,0 +1,268 @@
+"""What bare `pfed-client` does: find out who it is, agree on the plan, get ready, and take part.
+
+In this order, so that each mistake is told as early and as fast as can be, and nothing is sent before everything fits:
+state directory, identity, images, plan, classes, backbone, and only then `Join`. torch is loaded after the plan came.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import os
+import re
+import signal
+import threading
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import click
+
+from pfed_client.agreement import Agreement, agree
+from pfed_client.grpc_api import GrpcApi
+from pfed_client.progress import Watcher
+from pfed_client.saved import DEFAULT_STATES
+from pfed_client.session import Session
+from pfed_client.state import ClientState, Settings
+from pfedsecure.console import INTERRUPTED, Address
+from pfedsecure.data import ImageSet, open_images
+from pfedsecure.errors import IdentityError, StateError, StateLocked
+from pfedsecure.pki.development import DEVELOPMENT_FOLDER, enrol
+from pfedsecure.pki.identity import CERTIFICATE_FILE, Identity
+from pfedsecure.pki.names import validate_name
+from pfedsecure.plan import Plan
+from pfedsecure.wire.loopback import require_loopback
+
+DEMO_SHARES = 5
+"""Clients of the embedded demo."""
+
+
+@dataclass(frozen=True)
+class JoinOptions:
+    """The command line. None: not given; what an earlier session on the state directory was given, else the default."""
+
+    server: Address
+    name: str | None
+    data: str | None
+    model: str | None
+    pretrained: str | None
+    backbone_dir: Path | None
+    precision: Literal["fp32", "bf16"] | None
+    test_fraction: float | None
+    strict: bool | None
+    device: str
+    state: Path | None
+    identity: Path | None
+    plan: Path | None
+    insecure: bool
+    retry_seconds: float
+    threads: int | None
+
+
+def take_part(options: JoinOptions, watch: Watcher, warn: Callable[[str], None]) -> int:
+    """Take part until the federation is finished, or until SIGTERM or SIGINT; returns the exit status.
+
+    When told to stop, the client does not leave the federation: started again, it goes on. `warn` is told of each
+    protection that is off. Raises PfedError, or click.UsageError for options that do not go together.
+    """
+    expected = None if options.plan is None else Plan.from_toml(options.plan)
+    identity = None if options.identity is None else Identity.load(options.identity, role="client")
+    if options.insecure:
+        require_loopback(options.server.host)
+    with _open_state(options, identity) as state:
+        if not options.insecure and identity is None:
+            identity = _own_identity(state)
+        settings = _settings(options, state)
+        return asyncio.run(_until_stopped(_join(options, state, identity, settings, expected, watch, warn)))
+
+
+async def _join(
+    options: JoinOptions,
+    state: ClientState,
+    identity: Identity | None,
+    settings: Settings,
+    expected: Plan | None,
+    watch: Watcher,
+    warn: Callable[[str], None],
+) -> None:
+    images = await asyncio.to_thread(open_images, settings.data, strict=settings.strict, root=settings.data_root)
+    async with GrpcApi(
+        options.server,
+        identity,
+        claimed_name=state.record.name,
+        retry_seconds=options.retry_seconds,
+        on_retry=watch.retrying,
+    ) as api:
+        agreement = await agree(api, state, expected)
+        if identity is None:
+            warn("no TLS: whoever is on this machine can read along")
+        for sentence in agreement.plan.unprotected():
+            warn(sentence)
+        session = await _session(api, agreement, state, settings, images, options, watch)
+        state.remember(settings)
+        await session.run()
+
+
+async def _session(
+    api: GrpcApi,
+    agreement: Agreement,
+    state: ClientState,
+    settings: Settings,
+    images: ImageSet,
+    options: JoinOptions,
+    watch: Watcher,
+) -> Session:
+    stopped = threading.Event()
+
+    def on_progress(done: int, total: int) -> None:
+        if stopped.is_set():
+            raise asyncio.CancelledError
+        watch.features(done, total)
+
+    def prepare() -> Session:
+        images.relabel(agreement.plan.class_names)  # before the seconds that torch takes to load
+        import torch
+
+        from pfed_client.participant import prepare
+
+        if options.threads is not None:
+            torch.set_num_threads(options.threads)
+        participant = prepare(
+            agreement.plan,
+            state.record.name,
+            settings,
+            images,
+            device=options.device,
+            cache_dir=state.folder / "features",
+            on_progress=on_progress,
+        )
+        digest = participant.backbone.digest
+        return Session(api, agreement, state, participant.trainer, backbone_digest=digest, observer=watch)
+
+    try:
+        return await asyncio.to_thread(prepare)
+    finally:
+        stopped.set()
+
+
+async def _until_stopped(work: Coroutine[None, None, None]) -> int:
+    """Exit status of `work`: 0, also when SIGTERM ended it, and 130 after SIGINT. A second signal ends it at once."""
+    signals: list[int] = []
+    task = asyncio.ensure_future(work)
+
+    def stop(number: int) -> None:
+        if signals:
+            os._exit(128 + number)  # what is on disk is whole at any instant
+        signals.append(number)
+        task.cancel()
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stop, number)
+    try:
+        await task
+    except asyncio.CancelledError:
+        if not signals:
+            raise
+        return INTERRUPTED if signals[0] == signal.SIGINT else 0
+    return 0
+
+
+def _open_state(options: JoinOptions, identity: Identity | None) -> ClientState:
+    """The locked state directory, claimed for this client's name."""
+    name = options.name
+    if identity is not None:
+        if name not in (None, identity.subject.name):
+            raise IdentityError(
+                f"{identity.folder}: the certificate is of {identity.subject.name}, not of {name}; leave --name off"
+            )
+        name = identity.subject.name
+    with contextlib.ExitStack() as stack:
+        if options.state is not None:
+            state = stack.enter_context(ClientState(options.state))
+            name = name or state.name
+            if name is None:
+                raise click.UsageError(f"{options.state} is a new state directory: say with --name whose it is to be")
+        elif name is not None:
+            state = stack.enter_context(ClientState(DEFAULT_STATES / validate_name(name)))
+        else:
+            state, name = _first_free()
+            stack.enter_context(state)
+        state.claim(validate_name(name))
+        stack.pop_all()
+        return state
+
+
+def _first_free() -> tuple[ClientState, str]:
+    """The first of client-1, client-2, ... that no process on this machine is just now."""
+    for number in itertools.count(1):
+        name = f"client-{number}"
+        with contextlib.suppress(StateLocked):
+            return ClientState(DEFAULT_STATES / name), name
+    raise AssertionError("there is no last number")
+
+
+def _own_identity(state: ClientState) -> Identity:
+    """The identity inside the state directory; where this machine has the development authority, made when missing."""
+    folder, name = state.folder / "identity", state.record.name
+    if not (folder / CERTIFICATE_FILE).exists():
+        if not (DEVELOPMENT_FOLDER / "authority").exists():
+            raise IdentityError(
+                f"{folder} holds no certificate of {name} and this machine has no development authority: run "
+                f"`pfed pki request {folder} --name {name} --role client` and have it approved, or give --identity DIR"
+            )
+        return enrol(DEVELOPMENT_FOLDER, name, "client", folder)
+    identity = Identity.load(folder, role="client")
+    if identity.subject.name != name:
+        raise IdentityError(
+            f"{folder} is the identity of {identity.subject.name}, not of {name}; give it another --state"
+        )
+    return identity
+
+
+def _settings(options: JoinOptions, state: ClientState) -> Settings:
+    """What was given now, else what an earlier session on this state directory was given, else the default."""
+    old = state.record.settings
+    given = options.test_fraction
+    if old is not None and given not in (None, old.test_fraction):
+        raise StateError(
+            f"{state.folder}: was started with --test-fraction {old.test_fraction:g}; another split would test on "
+            "images that were trained on; leave it off, or give another --state"
+        )
+    defaults = old or Settings(
+        data=_demo_share(state.record.name) if options.data is None else options.data,
+        data_root=Path.cwd(),
+        test_fraction=0.5 if given is None else given,
+        strict=False,
+        model=None,
+        pretrained=None,
+        backbone_dir=None,
+        precision="fp32",
+    )
+    now: dict[str, object] = {
+        "data": options.data,
+        "data_root": None if options.data is None else Path.cwd(),
+        "strict": options.strict,
+        "model": options.model,
+        "pretrained": _absolute_if_file(options.pretrained),
+        "backbone_dir": None if options.backbone_dir is None else options.backbone_dir.absolute(),
+        "precision": options.precision,
+    }
+    return defaults.model_copy(update={key: value for key, value in now.items() if value is not None})
+
+
+def _demo_share(name: str) -> str:
+    match = re.fullmatch(r"client-(\d+)", name)
+    if match is None:
+        raise click.UsageError(
+            f"give --data: only client-1, client-2, ... have images without it, shares of the embedded digits; for "
+            f"{name} that could be --data demo:0/{DEMO_SHARES}"
+        )
+    return f"demo:{(int(match[1]) - 1) % DEMO_SHARES}/{DEMO_SHARES}"
+
+
+def _absolute_if_file(pretrained: str | None) -> str | None:
+    if pretrained is not None and Path(pretrained).is_file():
+        return str(Path(pretrained).absolute())
+    return pretrained

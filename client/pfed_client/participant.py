@@ -1,0 +1,84 @@
+"""From what a client was started with to what it trains with: images, their split, the backbone, the trainer.
+
+Nothing here talks to the server, so that data or a backbone that do not fit the plan are found before anything is sent.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from pfed_client.state import Settings
+from pfed_client.trainer import Trainer
+from pfedsecure.clip.backbone import Backbone, load_backbone
+from pfedsecure.clip.features import FeatureSet, image_features
+from pfedsecure.data import ImageSet, train_test_split
+from pfedsecure.errors import CheckpointMismatch
+from pfedsecure.plan import Plan
+from pfedsecure.seeds import derive_seed
+
+
+@dataclass(frozen=True)
+class Participant:
+    """A client ready to take part in a federation."""
+
+    backbone: Backbone
+    trainer: Trainer
+    test: FeatureSet
+
+
+def prepare(
+    plan: Plan,
+    name: str,
+    settings: Settings,
+    images: ImageSet,
+    *,
+    device: str,
+    cache_dir: Path | None,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> Participant:
+    """Client `name` of `plan` with its own `images`, split into training and test images by the seed and the name.
+
+    `on_progress(done, total)` follows the computation of image features, which are kept in `cache_dir`. Raises
+    ClassNamesMismatch, DataError, PlanError, BackboneError or CheckpointMismatch.
+    """
+    images = images.relabel(plan.class_names)
+    seed = derive_seed(plan.seed, name, "train/test split")
+    train_rows, test_rows = train_test_split(images.labels, settings.test_fraction, seed)
+    backbone = agreed_backbone(plan, settings, device)
+    features = image_features(backbone, images, cache_dir=cache_dir, on_progress=on_progress)
+    test = features.subset(test_rows)
+    return Participant(backbone, Trainer(plan, backbone, features.subset(train_rows), test, name=name), test)
+
+
+def agreed_backbone(plan: Plan, settings: Settings, device: str) -> Backbone:
+    """The plan's frozen model, from where this client has it.
+
+    Raises BackboneError when it cannot be had, CheckpointMismatch when it is not the one that the plan agrees on.
+    """
+    agreed = plan.backbone
+    model, pretrained = settings.backbone(plan)
+    if model != agreed.model and agreed.text_digest is None:
+        raise CheckpointMismatch(
+            f"--backbone {model} is not the plan's {agreed.model}, and the plan has no backbone.text_digest to tell "
+            "whether the two are the same; leave --backbone off"
+        )
+    backbone = load_backbone(
+        model,
+        pretrained,
+        config_dir=settings.backbone_dir,
+        device=device,
+        precision=settings.precision,
+    )
+    if agreed.text_digest not in (None, backbone.text_digest):
+        raise CheckpointMismatch(
+            f"the text tower of {model} has digest {backbone.text_digest[:12]}, the plan agrees on "
+            f"{str(agreed.text_digest)[:12]}; give --pretrained the weights that the federation uses"
+        )
+    if agreed.text_width not in (None, backbone.tower.width):
+        raise CheckpointMismatch(
+            f"the text tower of {model} is {backbone.tower.width} wide, the plan agrees on {agreed.text_width}; "
+            "give --backbone the model that the federation uses"
+        )
+    return backbone

@@ -1,0 +1,51 @@
+"""A client as its state directory remembers it, for commands that need no server."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from pfed_client.local_model import LocalModel
+from pfed_client.state import Settings, load_model, model_owner, read_record
+from pfedsecure.errors import StateError
+from pfedsecure.plan import Plan
+
+DEFAULT_STATES = Path("state/clients")
+"""Where the state directories of clients are, by name, when --state is not given."""
+
+
+@dataclass(frozen=True)
+class SavedClient:
+    """A client that joined a federation."""
+
+    folder: Path
+    name: str
+    plan: Plan
+    settings: Settings
+
+    @classmethod
+    def open(cls, folder: Path | None) -> SavedClient:
+        """The client of a state directory, by default the only one in `DEFAULT_STATES`. Raises StateError."""
+        if folder is None:
+            folder = _only_state()
+        record = read_record(folder)
+        if record is None or record.plan is None or record.settings is None:
+            raise StateError(f"{folder}: holds no client that joined a federation; give the --state of one that did")
+        return cls(folder, record.name, record.plan, record.settings)
+
+    def model(self, backbone_digest: str) -> LocalModel:
+        """Its newest model. Raises StateError when there is none or it is damaged, CheckpointMismatch."""
+        model = load_model(self.folder, model_owner(self.plan, backbone_digest))
+        if model is None:
+            raise StateError(f"{self.folder}: holds no model yet; let the client take part in a round first")
+        return model
+
+
+def _only_state() -> Path:
+    folders = sorted(file.parent for file in DEFAULT_STATES.glob("*/client.json"))
+    if not folders:
+        raise StateError(f"there is no client in {DEFAULT_STATES}; join a federation first, or give --state DIR")
+    if len(folders) > 1:
+        names = ", ".join(folder.name for folder in folders)
+        raise StateError(f"there are several clients in {DEFAULT_STATES} ({names}); give --state DIR")
+    return folders[0]

@@ -1,0 +1,235 @@
+"""A federation for the client to live in: the real coordinator, store and certificates; training without torch."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from pfed_cli.in_process import InProcessApi
+from pfed_client.agreement import agree
+from pfed_client.local_model import Array, LocalModel
+from pfed_client.observer import SilentObserver
+from pfed_client.session import Session
+from pfed_client.state import ClientState, model_owner
+from pfed_server.coordinator import Coordinator
+from pfed_server.sql_store import SqlStore
+
+from pfedsecure.pki.development import enrol, ensure_development_pki
+from pfedsecure.pki.identity import Identity
+from pfedsecure.plan import Plan
+from pfedsecure.wire.peer import Peer
+from pfedsecure.wire.tensors import from_tensor
+from pfedsecure.wire.v1.payload_pb2 import Tensor
+
+SHAPE = (2, 3)
+BACKBONE_DIGEST = "b" * 64
+
+
+def small_plan(**changes: Any) -> Plan:
+    """Two clients, three rounds, one expert; `rounds__count=1` changes a field of a section."""
+    values: dict[str, Any] = {
+        "class_names": ["cat", "dog"],
+        "backbone": {"text_width": SHAPE[1]},
+        "prompt": {"context_length": SHAPE[0]},
+        "mixture": {"experts": 1},
+        "rounds": {"count": 3, "heartbeat_seconds": 0.05, "deadline_seconds": 60},
+    }
+    for key, value in changes.items():
+        section, _, name = key.partition("__")
+        if name:
+            values.setdefault(section, {})[name] = value
+        else:
+            values[section] = value
+    return Plan.model_validate(values)
+
+
+@dataclass(frozen=True)
+class FixedReport:
+    train_loss: float
+    n_experts: int
+
+
+@dataclass
+class NumpyTrainer:
+    """Trains by a fixed formula of name, round, start, gate and experts, in three steps. Knows what it was asked."""
+
+    name: str
+    n_train: int = 3
+    trained: list[int] = field(default_factory=list)
+    before_step: Callable[[int, int], None] = lambda round_number, step: None
+    loss: float = 0.5
+
+    def initial_context(self) -> Array:
+        return np.full(SHAPE, 0.25, np.float32)
+
+    def new_model(self) -> LocalModel:
+        gate = {"W": self._noise("gate")}
+        return LocalModel(self.initial_context(), gate, np.zeros((0, *SHAPE), np.float32), trained_round=0)
+
+    def train_round(
+        self,
+        model: LocalModel,
+        start: Array,
+        experts: Array,
+        round_number: int,
+        on_step: Callable[[int, int, float], None] | None = None,
+    ) -> tuple[LocalModel, FixedReport]:
+        for step in range(1, 4):
+            self.before_step(round_number, step)
+            if on_step is not None:
+                on_step(step, 3, self.loss)
+        self.trained.append(round_number)
+        gate = {"W": (0.5 * model.gate["W"] + self._noise("gate step", round_number)).astype(np.float32)}
+        shift = self._noise("step", round_number) + 0.1 * gate["W"]
+        context = (start + shift + 0.01 * experts.sum(axis=0) * np.float32(self.loss / 0.5)).astype(np.float32)
+        return LocalModel(context, gate, experts, round_number), FixedReport(self.loss, len(experts))
+
+    def evaluate(self, model: LocalModel) -> float:
+        return 1 / (1 + float(np.abs(model.context).sum()))
+
+    def _noise(self, *purpose: Any) -> Array:
+        seed = int.from_bytes(hashlib.sha256(repr((self.name, purpose)).encode()).digest()[:8], "big")
+        return np.random.default_rng(seed).normal(0, 0.1, SHAPE).astype(np.float32)
+
+
+class Members:
+    """Certificates of one federation, each made when it is first asked for; `pki` is the development authority."""
+
+    def __init__(self, folder: Path) -> None:
+        self.pki = folder / "dev"
+        self._folder = folder
+        self._identities: dict[str, Identity] = {}
+        self.server = ensure_development_pki(self.pki)
+
+    def identity(self, name: str) -> Identity:
+        if name not in self._identities:
+            self._identities[name] = enrol(self.pki, name, "client", self._folder / name)
+        return self._identities[name]
+
+    def peer(self, name: str) -> Peer:
+        identity = self.identity(name)
+        return Peer.from_certificate(identity.certificate, identity.authority, datetime.now(UTC))
+
+
+class Around:
+    """An api with some of its methods replaced."""
+
+    def __init__(self, api: Any, **methods: Callable[..., Coroutine[Any, Any, Any]]) -> None:
+        self._api = api
+        self.__dict__.update(methods)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._api, name)
+
+
+class Recorder(SilentObserver):
+    """What an observer was told: `events` without the training steps."""
+
+    def __init__(self) -> None:
+        self.events: list[tuple[str, Any]] = []
+
+    def round_done(self, record: Any) -> None:
+        self.events.append(("done", record.round))
+
+    def left_out(self, round_number: int) -> None:
+        self.events.append(("left out", round_number))
+
+    def finished(self, accuracy: float) -> None:
+        self.events.append(("finished", accuracy))
+
+
+class Federation:
+    """A coordinator in this process, and clients whose states are in `folder`/NAME."""
+
+    def __init__(self, plan: Plan, folder: Path, members: Members) -> None:
+        self.plan = plan
+        self.folder = folder
+        self.members = members
+        self.store = SqlStore.open(folder / "server", plan)
+        self.coordinator = Coordinator(plan, self.store, context_shape=SHAPE)
+
+    def api(self, name: str) -> InProcessApi:
+        return InProcessApi(self.coordinator, self.members.peer(name))
+
+    async def run(
+        self,
+        name: str,
+        *,
+        api: Any = None,
+        trainer: NumpyTrainer | None = None,
+        observer: Any = None,
+        folder: Path | None = None,
+    ) -> float:
+        """One session of client `name`, from the lock of its state directory to its release."""
+        used = api or self.api(name)
+        with ClientState(folder or self.folder / name) as state:
+            state.claim(name)
+            session = Session(
+                used,
+                await agree(used, state),
+                state,
+                trainer or NumpyTrainer(name),
+                backbone_digest=BACKBONE_DIGEST,
+                observer=observer,
+            )
+            return await asyncio.wait_for(session.run(), timeout=20)
+
+    def model(self, name: str) -> LocalModel:
+        """What client `name` keeps."""
+        owner = model_owner(self.plan, BACKBONE_DIGEST)
+        return LocalModel.load(self.folder / name / "model.safetensors", belongs_to=owner)
+
+    def global_prompt(self) -> Array:
+        """The newest."""
+        return from_tensor(Tensor.FromString(self.store.global_prompt(10**6)), SHAPE, "the global prompt")
+
+
+@pytest.fixture(scope="session")
+def members(tmp_path_factory: pytest.TempPathFactory) -> Members:
+    return Members(tmp_path_factory.mktemp("members"))
+
+
+@pytest.fixture
+def federation(tmp_path: Path, members: Members) -> Callable[..., Any]:
+    """`async with federation(plan=...) as it:`, a started `Federation`, each with states of its own."""
+    number = iter(range(1000))
+
+    @asynccontextmanager
+    async def started(plan: Plan | None = None) -> AsyncIterator[Federation]:
+        it = Federation(plan or small_plan(), tmp_path / f"federation-{next(number)}", members)
+        await it.coordinator.start()
+        try:
+            yield it
+        finally:
+            await it.coordinator.stop()
+            it.store.close()
+
+    return started
+
+
+@pytest.fixture
+def make_plan() -> Callable[..., Plan]:
+    return small_plan
+
+
+@pytest.fixture
+def make_trainer() -> type[NumpyTrainer]:
+    return NumpyTrainer
+
+
+@pytest.fixture
+def around() -> type[Around]:
+    return Around
+
+
+@pytest.fixture
+def recorder() -> Recorder:
+    return Recorder()
