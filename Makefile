@@ -19,7 +19,7 @@ $(VENV)/.complete: pyproject.toml constraints.txt
 	@echo "Setting up $(VENV). The first time this downloads PyTorch, about 3 GB, and takes some minutes."
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv==$(UV_VERSION)
-	$(UV) pip install --python $(BIN)/python --constraint constraints.txt --editable '.[dev]'
+	$(UV) pip install --python $(BIN)/python --constraint constraints.txt --compile-bytecode --editable '.[dev]'
 	@touch $@
 
 demo: setup ## Run a federation of five clients over mutual TLS and show what came of it

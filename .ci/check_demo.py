@@ -20,9 +20,9 @@ def problems(summary: dict[str, object]) -> list[str]:
         found.append(f"{len(clients)} clients, expected 5")
     for method in METHODS:
         scores = [scores[method] for scores in clients.values()]
-        if not all(0 <= score <= 100 for score in scores):
+        if not all(0 <= score <= 1 for score in scores):
             found.append(f"{method}: scores out of range: {scores}")
-        if not math.isclose(mean[method], sum(scores) / len(scores), abs_tol=0.02):
+        if not math.isclose(mean[method], sum(scores) / len(scores), abs_tol=1e-9):
             found.append(f"{method}: mean {mean[method]} is not that of {scores}")
     found += [
         f"pfedmoap {mean['pfedmoap']} does not beat {weaker} {mean[weaker]}"

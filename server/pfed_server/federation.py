@@ -154,7 +154,8 @@ class Federation:
             await self.clock.wait(self._wake, pause)
 
     def _seconds_until_due(self) -> float | None:
-        times = [self.liveness.next_expiry()]
+        # Of those announced, not of those online: somebody may have gone offline since the last look at it.
+        times = [self.liveness.seconds_until_one_is_offline(self._announced_online)]
         if self._state.open_round is not None:
             times.append(self.seconds_left())
         return min((seconds for seconds in times if seconds is not None), default=None)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 from pfed_server.clock import Clock
 
 MISSED_HEARTBEATS = 6
@@ -31,6 +33,6 @@ class Liveness:
         last_heard = self._last_heard.get(name)
         return 0.0 if last_heard is None else last_heard + self.timeout - self._clock.monotonic()
 
-    def next_expiry(self) -> float | None:
-        """Seconds until the first of those online is offline unless it is heard of; None when nobody is online."""
-        return min((self.seconds_left(name) for name in self.online()), default=None)
+    def seconds_until_one_is_offline(self, names: Collection[str]) -> float | None:
+        """Seconds of further silence until the first of `names` is offline, 0 when one is; None without names."""
+        return min((max(self.seconds_left(name), 0.0) for name in names), default=None)
