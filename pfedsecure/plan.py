@@ -15,6 +15,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from pfedsecure.data.class_names import normalise_class_name
 from pfedsecure.errors import PlanError
 
 NonEmpty = Annotated[str, Field(min_length=1)]
@@ -116,11 +117,12 @@ class Plan(_Section):
 
     @model_validator(mode="after")
     def _class_names_distinct(self) -> Plan:
-        seen: set[str] = set()
+        seen: dict[str, str] = {}
         for name in self.class_names:
-            if name in seen:
-                raise ValueError(f"class_names: {name!r} stands twice")
-            seen.add(name)
+            key = normalise_class_name(name)
+            if key in seen:
+                raise ValueError(f"class_names: {seen[key]!r} and {name!r} are the same class")
+            seen[key] = name
         return self
 
     @property

@@ -59,7 +59,8 @@ def test_digest_depends_on_the_order_of_classes(tmp_path: Path) -> None:
     [
         ("", "class_names is missing; add it"),
         ('class_names = ["dog"]', "class_names: .*at least 2"),
-        ('class_names = ["dog", "dog"]', "class_names: 'dog' stands twice"),
+        ('class_names = ["dog", "dog"]', "class_names: 'dog' and 'dog' are the same class"),
+        ('class_names = ["alarm clock", "Alarm_Clock"]', "'alarm clock' and 'Alarm_Clock' are the same class"),
         (TWO + "rounds = 3", "rounds: "),
         (TWO + "[rounds]\ncount = 0", r"rounds\.count: .*greater than or equal to 1 \(given 0\)"),
         (TWO + "[rounds]\nparticipation = 1.5", r"rounds\.participation: .*\(given 1\.5\)"),

@@ -1,3 +1,3 @@
-"""A client of a federation: trains on private images, and lets out only what the plan says."""
+"""The client of a federation: it joins, trains its prompt and private gate, and keeps what it learned."""
 
-import pfedsecure.wire.grpc_settings  # noqa: F401 - before anything here imports grpc
+import pfedsecure.wire.grpc_settings  # noqa: F401 - must run before any module of this package imports grpc

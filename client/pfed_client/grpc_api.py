@@ -104,7 +104,7 @@ class GrpcApi(FederationApi):
         return await self._unary(self._federation.Join, request)
 
     async def await_view(self, request: fed.AwaitRequest) -> fed.FederationView:
-        return await self._unary(self._federation.Await, request, CALL_SECONDS + request.wait_seconds)
+        return await self._unary(self._federation.Await, request, may_wait=request.wait_seconds)
 
     async def heartbeat(self, request: fed.HeartbeatRequest) -> fed.HeartbeatReply:
         return await self._unary(self._federation.Heartbeat, request)
@@ -145,9 +145,9 @@ class GrpcApi(FederationApi):
     async def publish_expert(self, round_number: int, publication: bytes) -> rnd.Receipt:
         return await self._upload(self._round.PublishExpert, Payload(round_number, publication))
 
-    async def _unary(self, method: Callable[..., Awaitable[T]], request: object, timeout: float = CALL_SECONDS) -> T:
+    async def _unary(self, method: Callable[..., Awaitable[T]], request: object, *, may_wait: float = 0) -> T:
         async def call() -> T:
-            return await method(request, timeout=timeout, metadata=self._metadata)
+            return await method(request, timeout=CALL_SECONDS + may_wait, metadata=self._metadata)
 
         return await self._persistently(call)
 

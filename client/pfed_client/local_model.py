@@ -6,7 +6,6 @@ Symbols: n x d context, K experts, g gate width.
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +14,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
+from pfed_client.files import write_atomically
 from pfedsecure.errors import CheckpointMismatch, StateError
 
 Array = NDArray[np.float32]
@@ -70,18 +70,3 @@ class LocalModel:
                     f"({str(owner.get(key))[:12]}, now {expected[:12]}); use that one again, or another --state"
                 )
         return model
-
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """Replace `path` by `content` so that a crash at any instant leaves the old content or the new."""
-    scratch = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with scratch.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    scratch.replace(path)
-    directory = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(directory)
-    finally:
-        os.close(directory)

@@ -9,6 +9,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+from numpy.typing import NDArray
+
 from pfed_client.state import Settings
 from pfed_client.trainer import Trainer
 from pfedsecure.clip.backbone import Backbone, load_backbone
@@ -17,6 +20,8 @@ from pfedsecure.data import ImageSet, train_test_split
 from pfedsecure.errors import CheckpointMismatch
 from pfedsecure.plan import Plan
 from pfedsecure.seeds import derive_seed
+
+Indices = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -38,18 +43,25 @@ def prepare(
     cache_dir: Path | None,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> Participant:
-    """Client `name` of `plan` with its own `images`, split into training and test images by the seed and the name.
+    """Client `name` of `plan` with its own `images`.
 
     `on_progress(done, total)` follows the computation of image features, which are kept in `cache_dir`. Raises
     ClassNamesMismatch, DataError, PlanError, BackboneError or CheckpointMismatch.
     """
     images = images.relabel(plan.class_names)
-    seed = derive_seed(plan.seed, name, "train/test split")
-    train_rows, test_rows = train_test_split(images.labels, settings.test_fraction, seed)
+    train_rows, test_rows = split(images, plan, name, settings.test_fraction)
     backbone = agreed_backbone(plan, settings, device)
     features = image_features(backbone, images, cache_dir=cache_dir, on_progress=on_progress)
     test = features.subset(test_rows)
     return Participant(backbone, Trainer(plan, backbone, features.subset(train_rows), test, name=name), test)
+
+
+def split(images: ImageSet, plan: Plan, name: str, test_fraction: float) -> tuple[Indices, Indices]:
+    """Rows of training and of test images of client `name`: always the same ones, drawn from the plan's seed.
+
+    Raises DataError.
+    """
+    return train_test_split(images.labels, test_fraction, derive_seed(plan.seed, name, "train/test split"))
 
 
 def agreed_backbone(plan: Plan, settings: Settings, device: str) -> Backbone:

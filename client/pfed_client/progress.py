@@ -77,7 +77,7 @@ class LineWatcher(QuietWatcher):
     def round_done(self, record: RoundRecord) -> None:
         experts = "1 expert" if record.n_experts == 1 else f"{record.n_experts} experts"
         self._say(
-            f"round {record.round}/{self._rounds_planned}  loss {record.train_loss:.2f}  "
+            f"{self._round(record.round)}  loss {record.train_loss:.2f}  "
             f"accuracy {100 * record.test_accuracy:.1f} %  {experts}"
         )
 
@@ -89,6 +89,10 @@ class LineWatcher(QuietWatcher):
 
     def retrying(self, reason: PfedError, pause_seconds: float) -> None:
         self._say(f"{one_line(str(reason))}; trying again")
+
+    def _round(self, number: int) -> str:
+        # Abandoned rounds are numbered too: their successors can be more than were planned.
+        return f"round {number}/{self._rounds_planned}" if number <= self._rounds_planned else f"round {number}"
 
     def _say(self, line: str) -> None:
         if line != self._last_line:
@@ -122,7 +126,7 @@ class BarWatcher(LineWatcher):
         self._bar.reset(self._task, description=what, total=None)
 
     def step(self, round_number: int, done: int, total: int, loss: float) -> None:
-        what = f"round {round_number}/{self._rounds_planned}  loss {loss:.2f}"
+        what = f"{self._round(round_number)}  loss {loss:.2f}"
         self._bar.update(self._task, description=what, completed=done, total=total)
 
     def _print(self, line: str) -> None:

@@ -7,6 +7,7 @@ from dataclasses import asdict
 
 from pfed_client.evaluation import Evaluation
 from pfed_client.prediction import Prediction
+from pfedsecure.console import one_line
 
 _OWN_PROMPT = "own prompt"
 
@@ -27,14 +28,15 @@ def evaluation_json(evaluation: Evaluation) -> dict[str, object]:
 
 def evaluation_table(evaluation: Evaluation) -> str:
     """One line for all classes, then one for each that has test images."""
-    width = max(len(score.name) for score in evaluation.classes)
+    names = [one_line(score.name) for score in evaluation.classes]  # the plan came from the server
+    width = max(map(len, names))
     lines = [
         f"{evaluation.client}, round {evaluation.trained_round}: {100 * evaluation.accuracy:.1f} % of "
         f"{evaluation.n_test} own test images"
     ]
     lines += [
-        f"  {score.name:<{width}}  {100 * score.correct / score.n_test:5.1f} % of {score.n_test}"
-        for score in evaluation.classes
+        f"  {name:<{width}}  {100 * score.correct / score.n_test:5.1f} % of {score.n_test}"
+        for name, score in zip(names, evaluation.classes, strict=True)
         if score.n_test
     ]
     return "\n".join(lines)
@@ -48,9 +50,10 @@ def prediction_json(prediction: Prediction) -> dict[str, object]:
 def prediction_lines(prediction: Prediction, *, explain: bool) -> Iterator[str]:
     """The image, then a line for each class; with `explain` what each expert weighed in it."""
     yield f"{prediction.image}"
-    width = max(len(guess.name) for guess in prediction.classes)
-    for guess in prediction.classes:
-        line = f"  {guess.name:<{width}}  {100 * guess.probability:5.1f} %"
+    names = [one_line(guess.name) for guess in prediction.classes]
+    width = max(map(len, names))
+    for name, guess in zip(names, prediction.classes, strict=True):
+        line = f"  {name:<{width}}  {100 * guess.probability:5.1f} %"
         if explain:
             line += "   " + _weights(guess.weights)
         yield line

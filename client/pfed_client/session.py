@@ -184,7 +184,7 @@ class Session:
             self._observer.round_done(record)
 
     async def _beat(self, number: int, over: threading.Event) -> None:
-        """Keep this client counted as online while it works; ends, and sets `over`, when the round is not open any more."""
+        """Keep this client counted as online while it works; ends, and sets `over`, once the round is not open."""
         request = fed.HeartbeatRequest(instance_id=self._state.record.instance_id)
         try:
             while True:

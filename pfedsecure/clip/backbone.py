@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -42,7 +44,10 @@ class Backbone:
     digest: str
     """SHA-256 of all weights."""
     text_digest: str
-    """SHA-256 of the text tower's weights: what all clients of a federation must have in common."""
+    """SHA-256 of the text tower's weights, rounded to bfloat16: what all clients of a federation must have in common.
+
+    Rounded, so that clients may compute in either precision.
+    """
 
     @torch.no_grad()
     def encode_images(self, images: Sequence[Image.Image]) -> Tensor:
@@ -112,7 +117,9 @@ def load_backbone(
         precision=precision,
         logit_scale=float(logit_scale.float().exp()),
         digest=_digest(network.state_dict().items()),
-        text_digest=_digest([*tower.state_dict().items(), ("logit_scale", logit_scale)]),
+        text_digest=_digest(
+            (name, tensor.bfloat16()) for name, tensor in [*tower.state_dict().items(), ("logit_scale", logit_scale)]
+        ),
     )
 
 
@@ -161,7 +168,7 @@ def _create(
     archive = checkpoint is not None and _is_torchscript(checkpoint)
     weights = None if checkpoint is not None or pretrained == "random" else pretrained
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), _without_log_warnings():
             # open_clip warns of a GELU that differs between tag and model name; the tag's is used, as it should be.
             warnings.filterwarnings("ignore", message="QuickGELU mismatch")
             network, _, preprocess = open_clip.create_model_and_transforms(
@@ -177,6 +184,17 @@ def _create(
     if checkpoint is not None:
         _load(network, checkpoint, model, archive)
     return network, preprocess
+
+
+@contextmanager
+def _without_log_warnings() -> Iterator[None]:
+    """open_clip warns that a model without a tag has random weights; the checkpoint's are loaded right after."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        yield
+    finally:
+        logging.disable(before)
 
 
 def _load(network: nn.Module, checkpoint: Path, model: str, archive: bool) -> None:

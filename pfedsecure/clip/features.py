@@ -63,7 +63,7 @@ def image_features(
     A cache entry belongs to the backbone's weights, its preprocessing and precision, and the images' content; a damaged
     one is computed again. `on_progress(done, total)` is called after each batch.
     """
-    labels = torch.from_numpy(np.asarray(images.labels, dtype=np.int64))
+    labels = torch.from_numpy(np.array(images.labels, dtype=np.int64))
     entry = None if cache_dir is None else cache_dir / f"{_cache_key(backbone, images)}.npy"
     features = None if entry is None else _read(entry, len(labels))
     if features is None:

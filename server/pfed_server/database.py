@@ -12,7 +12,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 from sqlalchemy import Connection, Engine, create_engine, event, insert, inspect, select
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
-from sqlalchemy.pool import StaticPool
+from sqlalchemy.pool import QueuePool
 
 from pfed_server.schema import SCHEMA_VERSION, Base, MetaRow
 from pfedsecure.console import one_line
@@ -105,7 +105,9 @@ class StateFolder:
 
 def in_memory_engine(plan: Plan) -> Engine:
     """A database for `plan` that ends with the process."""
-    engine = _engine("sqlite://", poolclass=StaticPool, connect_args={"check_same_thread": False})
+    # The database is its one connection: threads take turns at it.
+    one_connection = {"poolclass": QueuePool, "pool_size": 1, "max_overflow": 0}
+    engine = _engine("sqlite://", connect_args={"check_same_thread": False}, **one_connection)
     with engine.begin() as connection:
         _create(connection, plan)
     return engine

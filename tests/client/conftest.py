@@ -66,13 +66,14 @@ class NumpyTrainer:
     trained: list[int] = field(default_factory=list)
     before_step: Callable[[int, int], None] = lambda round_number, step: None
     loss: float = 0.5
+    shape: tuple[int, int] = SHAPE
 
     def initial_context(self) -> Array:
-        return np.full(SHAPE, 0.25, np.float32)
+        return np.full(self.shape, 0.25, np.float32)
 
     def new_model(self) -> LocalModel:
         gate = {"W": self._noise("gate")}
-        return LocalModel(self.initial_context(), gate, np.zeros((0, *SHAPE), np.float32), trained_round=0)
+        return LocalModel(self.initial_context(), gate, np.zeros((0, *self.shape), np.float32), trained_round=0)
 
     def train_round(
         self,
@@ -97,7 +98,7 @@ class NumpyTrainer:
 
     def _noise(self, *purpose: Any) -> Array:
         seed = int.from_bytes(hashlib.sha256(repr((self.name, purpose)).encode()).digest()[:8], "big")
-        return np.random.default_rng(seed).normal(0, 0.1, SHAPE).astype(np.float32)
+        return np.random.default_rng(seed).normal(0, 0.1, self.shape).astype(np.float32)
 
 
 class Members:
@@ -197,14 +198,13 @@ def members(tmp_path_factory: pytest.TempPathFactory) -> Members:
     return Members(tmp_path_factory.mktemp("members"))
 
 
-@pytest.fixture
-def federation(tmp_path: Path, members: Members) -> Callable[..., Any]:
-    """`async with federation(plan=...) as it:`, a started `Federation`, each with states of its own."""
-    number = iter(range(1000))
+@pytest.fixture(scope="session")
+def federation(tmp_path_factory: pytest.TempPathFactory, members: Members) -> Callable[..., Any]:
+    """`async with federation(plan) as it:`, a started `Federation` with states of its own."""
 
     @asynccontextmanager
     async def started(plan: Plan | None = None) -> AsyncIterator[Federation]:
-        it = Federation(plan or small_plan(), tmp_path / f"federation-{next(number)}", members)
+        it = Federation(plan or small_plan(), tmp_path_factory.mktemp("federation"), members)
         await it.coordinator.start()
         try:
             yield it
@@ -215,17 +215,17 @@ def federation(tmp_path: Path, members: Members) -> Callable[..., Any]:
     return started
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def make_plan() -> Callable[..., Plan]:
     return small_plan
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def make_trainer() -> type[NumpyTrainer]:
     return NumpyTrainer
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def around() -> type[Around]:
     return Around
 

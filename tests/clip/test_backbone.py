@@ -93,6 +93,15 @@ def test_openai_archive_is_read_as_a_model_with_quick_gelu(
     assert not any(isinstance(module, open_clip.transformer.QuickGELU) for module in plain.tower.modules())
 
 
+def test_loading_a_file_says_nothing(
+    config_dir: Path, weights: dict[str, torch.Tensor], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """open_clip would warn of random weights, which the file's replace at once."""
+    save_file(weights, tmp_path / "clip.safetensors")
+    load(config_dir, tmp_path / "clip.safetensors")
+    assert [record for record in caplog.records if record.levelname == "WARNING"] == []
+
+
 def test_weights_of_another_model(config_dir: Path, weights: dict[str, torch.Tensor], tmp_path: Path) -> None:
     save_file(weights, tmp_path / "small.safetensors")
     with pytest.raises(
@@ -160,6 +169,8 @@ def test_bfloat16_is_close_to_float32(config_dir: Path, weights: dict[str, torch
     full = load(config_dir, tmp_path / "clip.safetensors")
     half = load(config_dir, tmp_path / "clip.safetensors", precision="bf16")
     assert half.tower.dtype == torch.bfloat16
+    assert half.text_digest == full.text_digest
+    assert half.digest != full.digest
     image_cosine = torch.cosine_similarity(full.encode_images(images()), half.encode_images(images()))
     assert image_cosine.min() > 0.999
     context = torch.from_numpy(full.initial_context(Plan(class_names=("dog", "cat"))))[None]

@@ -26,6 +26,7 @@ class Pictures:
 
     def __init__(self, seeds: list[int]) -> None:
         self.labels = np.arange(len(seeds), dtype=np.int64) % 3
+        self.labels.setflags(write=False)  # as those of an ImageSet
         self.opened = 0
         self._pixels = [np.random.default_rng(s).integers(0, 256, (32, 32, 3), dtype=np.uint8) for s in seeds]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import sqlite3
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
 
@@ -95,6 +96,13 @@ def test_a_failed_transaction_leaves_nothing(make_plan: MakePlan) -> None:
         with pytest.raises(IntegrityError):
             store.open_round(2, 0.0, 1.0, ["anna"])
         assert store.load().last_round == 1
+
+
+def test_threads_take_turns_at_a_state_in_memory(make_plan: MakePlan) -> None:
+    with closing(SqlStore.in_memory(make_plan())) as store, ThreadPoolExecutor(4) as threads:
+        before = store.load().version
+        list(threads.map(lambda _: (store.touch(), store.load(), store.history()), range(40)))
+        assert store.load().version == before + 40
 
 
 @pytest.mark.parametrize("where", ["header", "middle", "cut"])
