@@ -1,0 +1,8 @@
+"""Benchmarks: one module per question, one JSON object out. `pfed bench` runs them; `contract` says what they give."""
+
+from __future__ import annotations
+
+BENCHMARKS = {
+    "federation": "pFedMoAP against its baselines on photographs, 10 to 20 clients",
+}
+"""Every benchmark by the name of its module, with the question that it answers. Kept here so that a list is instant."""

@@ -1,0 +1,45 @@
+"""`pfed bench` and `pfed bench-table`: the benchmarks, and the tables made of what they measured."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+from pfed_cli.lazy import LazyCommand, LazyGroup
+
+from . import BENCHMARKS
+from .contract import Report
+from .tables import replace_table, table_of
+
+_COMMANDS = {name: LazyCommand(f"{__package__}.{name}", "command", summary) for name, summary in BENCHMARKS.items()}
+
+
+@click.group(cls=LazyGroup, lazy=_COMMANDS, invoke_without_command=True)
+@click.option("--list", "list_names", is_flag=True, help="Print the names of the benchmarks.")
+@click.pass_context
+def bench(ctx: click.Context, list_names: bool) -> None:
+    """Measure: `pfed bench NAME --json FILE` writes one object with machine, parameters, rows and bars."""
+    if list_names:
+        click.echo("\n".join(BENCHMARKS))
+        ctx.exit()
+    if ctx.invoked_subcommand is None:
+        raise click.UsageError("give a benchmark's name; --list prints them", ctx)
+
+
+@click.command("bench-table")
+@click.argument("files", nargs=-1, required=True, type=click.Path(dir_okay=False, path_type=Path))
+@click.option(
+    "--into",
+    type=click.Path(dir_okay=False, exists=True, path_type=Path),
+    metavar="FILE.md",
+    help="Replace the table there, between its two marks, instead of printing it.",
+)
+def bench_table(files: tuple[Path, ...], into: Path | None) -> None:
+    """The Markdown table of each of FILES, which `pfed bench` wrote."""
+    for report in [Report.read(file) for file in files]:
+        table = table_of(report)
+        if into is None:
+            click.echo(table)
+        else:
+            into.write_text(replace_table(into.read_text(), report.bench, table))
+            click.echo(f"table of {report.bench} in {into}")

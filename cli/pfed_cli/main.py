@@ -1,0 +1,26 @@
+"""The `pfed` command."""
+
+from __future__ import annotations
+
+import click
+
+import pfedsecure
+from pfed_cli.lazy import LazyCommand, LazyGroup
+
+COMMANDS = {
+    "demo": LazyCommand("pfed_cli.demo.command", "demo", "A federation of five clients on this machine, and a report."),
+    "pki": LazyCommand("pfed_cli.pki", "pki", "Certificates: who takes part in a federation."),
+    "status": LazyCommand("pfed_cli.status", "status", "Where a federation stands."),
+    "bench": LazyCommand("pfed_benchmarks.cli", "bench", "Measurements, each into one JSON file."),
+    "bench-table": LazyCommand("pfed_benchmarks.cli", "bench_table", "The tables of docs/ from those files."),
+}
+
+
+@click.group(cls=LazyGroup, lazy=COMMANDS)
+@click.version_option(pfedsecure.__version__, prog_name="pfed")
+def main() -> None:
+    """Federated prompt learning for CLIP: everything around `pfed-server` and `pfed-client`."""
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,65 @@
+"""Asking a server where its federation stands. Imports no torch."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import pfedsecure.wire  # noqa: F401 - before grpc: it settles the TLS versions
+
+# isort: split
+import grpc.aio
+
+from pfedsecure.console import Address
+from pfedsecure.errors import ServerUnreachable
+from pfedsecure.pki.development import DEVELOPMENT_FOLDER, enrol
+from pfedsecure.pki.identity import Identity
+from pfedsecure.wire.diagnose import explain_connection_failure
+from pfedsecure.wire.loopback import require_loopback
+from pfedsecure.wire.options import CHANNEL_OPTIONS, CLAIMED_NAME_KEY, CLAIMED_ROLE_KEY
+from pfedsecure.wire.status import raise_from
+from pfedsecure.wire.tls import channel_credentials
+from pfedsecure.wire.v1 import operations_pb2 as ops
+from pfedsecure.wire.v1.operations_pb2_grpc import OperationsStub
+
+OPERATOR_NAME = "operator"
+CALL_SECONDS = 10.0
+
+
+def operator_identity(development_pki: Path = DEVELOPMENT_FOLDER) -> Identity:
+    """The operator's identity of the development authority on this machine, enrolled when it is not there yet.
+
+    Raises IdentityError when this machine has no development authority.
+    """
+    return enrol(development_pki, OPERATOR_NAME, "operator", development_pki / OPERATOR_NAME)
+
+
+def fetch_status(address: Address, identity: Identity | None) -> ops.GetStatusReply:
+    """The server's answer, over mutual TLS with the operator's `identity`, or in plain text on a loopback address.
+
+    Raises InsecureTransport, IdentityError or ServerUnreachable, which say what is wrong.
+    """
+    if identity is None:
+        require_loopback(address.host)
+    try:
+        return asyncio.run(_call(address, identity))
+    except ServerUnreachable:
+        raise explain_connection_failure(*address, identity) from None
+
+
+async def _call(address: Address, identity: Identity | None) -> ops.GetStatusReply:
+    if identity is None:
+        channel = grpc.aio.insecure_channel(str(address), options=CHANNEL_OPTIONS)
+        claims = [(CLAIMED_NAME_KEY, OPERATOR_NAME), (CLAIMED_ROLE_KEY, "operator")]
+    else:
+        channel = grpc.aio.secure_channel(str(address), channel_credentials(identity), options=CHANNEL_OPTIONS)
+        claims = []
+    async with channel:
+        stub = OperationsStub(channel)  # type: ignore[no-untyped-call]
+        try:
+            reply: ops.GetStatusReply = await stub.GetStatus(
+                ops.GetStatusRequest(), timeout=CALL_SECONDS, metadata=claims
+            )
+        except grpc.aio.AioRpcError as error:
+            raise_from(error)
+        return reply

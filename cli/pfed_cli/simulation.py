@@ -1,0 +1,202 @@
+"""A whole federation in one process: the server's coordinator and the clients' sessions, the code of the real thing.
+
+What is left out is the network and time. Messages are handed over instead of sent, callers are known by certificates of
+an authority made for the occasion, the clock stands still, so that no deadline passes and nobody falls silent, and one
+thread trains one client after the other. The same plan, data and backbone therefore give the same result on a machine,
+and the same as separate processes give that use as many threads each.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Executor, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from statistics import fmean
+
+from pfed_client.agreement import agree
+from pfed_client.local_model import LocalModel
+from pfed_client.metrics import RoundRecord
+from pfed_client.session import Session
+from pfed_client.state import ClientState, model_owner
+from pfed_client.trainer import Trainer
+from pfed_server.coordinator import Coordinator
+from pfed_server.sql_store import SqlStore
+
+from pfed_cli.in_process import InProcessApi
+from pfedsecure.clip.backbone import Backbone
+from pfedsecure.clip.features import FeatureSet
+from pfedsecure.errors import PlanError
+from pfedsecure.pki.authority import Authority
+from pfedsecure.pki.development import enrol
+from pfedsecure.plan import Plan
+from pfedsecure.wire.peer import Peer
+
+_MEMORY_FOLDER = Path("/dev/shm")  # noqa: S108 - what is put there is made by tempfile, for this user alone
+
+
+@dataclass(frozen=True)
+class SimulatedClient:
+    """One client: its certificate's name and the features of its own images."""
+
+    name: str
+    train: FeatureSet
+    test: FeatureSet
+
+
+@dataclass(frozen=True)
+class ClientResult:
+    """What a federation came to for one client. `accuracy` of the final model on the own test images, in [0, 1]."""
+
+    accuracy: float
+    rounds: tuple[RoundRecord, ...]
+    model: LocalModel
+    borrowed: Mapping[int, tuple[str, ...]]
+    """By round: the owners of the experts that it used, nearest first."""
+
+
+@dataclass(frozen=True)
+class SimulationResult:
+    """All clients by name, in the order in which they were given; `seconds` of wall-clock time."""
+
+    clients: Mapping[str, ClientResult]
+    seconds: float
+
+    @property
+    def accuracies(self) -> dict[str, float]:
+        """Final accuracy by client."""
+        return {name: client.accuracy for name, client in self.clients.items()}
+
+    @property
+    def mean_accuracy(self) -> float:
+        """Unweighted mean over the clients."""
+        return fmean(self.accuracies.values())
+
+
+class StandingClock:
+    """A clock that stands still. Waiting ends with the event only."""
+
+    def now(self) -> float:
+        return 0.0
+
+    def monotonic(self) -> float:
+        return 0.0
+
+    async def wait(self, event: asyncio.Event, seconds: float | None) -> None:
+        await event.wait()
+
+
+def simulate(plan: Plan, clients: Sequence[SimulatedClient], backbone: Backbone) -> SimulationResult:
+    """Run the federation of `plan` among `clients` from the first round to the last.
+
+    Raises PlanError unless the plan waits for all of them before the first round: who takes part in it would be left
+    to chance. Otherwise as a real server or client would.
+    """
+    if plan.rounds.clients_to_start != len(clients):
+        raise PlanError(
+            f"a simulation of {len(clients)} clients needs rounds.start_clients = {len(clients)}, "
+            f"not {plan.rounds.clients_to_start}"
+        )
+    started = time.monotonic()
+    with _scratch_folder() as folder:
+        results = asyncio.run(_Federation(plan, backbone, folder).run(clients))
+    return SimulationResult(results, time.monotonic() - started)
+
+
+def train_alone(plan: Plan, clients: Sequence[SimulatedClient], backbone: Backbone) -> dict[str, float]:
+    """Final accuracy by client when each trains a prompt for itself: as many steps as in the federation of `plan`.
+
+    Every round starts from the client's own newest prompt; there is no gate. The plan's method must be `promptfl`.
+    """
+    accuracies = {}
+    for client in clients:
+        trainer = Trainer(plan, backbone, client.train, client.test, name=client.name)
+        model = trainer.new_model()
+        for round_number in range(1, plan.rounds.count + 1):
+            model, _ = trainer.train_round(model, model.context, model.experts, round_number)
+        accuracies[client.name] = trainer.evaluate(model)
+    return accuracies
+
+
+@dataclass(frozen=True)
+class _Outcome:
+    """What a client knows in the end: `fetched` holds pseudonyms."""
+
+    accuracy: float
+    rounds: tuple[RoundRecord, ...]
+    model: LocalModel
+    fetched: Mapping[int, tuple[str, ...]]
+
+    def result(self, owner: Mapping[str, str]) -> ClientResult:
+        """With the names behind the pseudonyms, as `owner` has them."""
+        borrowed = {number: tuple(owner[expert_id] for expert_id in ids) for number, ids in self.fetched.items()}
+        return ClientResult(self.accuracy, self.rounds, self.model, borrowed)
+
+
+class _Federation:
+    """One simulation under way."""
+
+    def __init__(self, plan: Plan, backbone: Backbone, folder: Path) -> None:
+        self._plan = plan
+        self._backbone = backbone
+        self._folder = folder
+        self._store = SqlStore.in_memory(plan)
+        self._coordinator = Coordinator(
+            plan,
+            self._store,
+            context_shape=(plan.prompt.context_length, backbone.tower.width),
+            clock=StandingClock(),
+        )
+        Authority.create(folder / "pki" / "authority", "simulation")
+
+    async def run(self, clients: Sequence[SimulatedClient]) -> dict[str, ClientResult]:
+        try:
+            tasks = await self._run(clients)
+            owner = {member.expert_id: member.name for member in self._store.load().members.values()}
+        finally:
+            self._store.close()
+        return {client.name: task.result().result(owner) for client, task in zip(clients, tasks, strict=True)}
+
+    async def _run(self, clients: Sequence[SimulatedClient]) -> list[asyncio.Task[_Outcome]]:
+        await self._coordinator.start()
+        try:
+            with ThreadPoolExecutor(max_workers=1, thread_name_prefix="training") as training_thread:
+                async with asyncio.TaskGroup() as group:
+                    return [group.create_task(self._take_part(client, training_thread)) for client in clients]
+        except BaseExceptionGroup as errors:
+            raise errors.exceptions[0] from None
+        finally:
+            await self._coordinator.stop()
+
+    async def _take_part(self, client: SimulatedClient, training_thread: Executor) -> _Outcome:
+        identity = enrol(self._folder / "pki", client.name, "client", self._folder / "identities" / client.name)
+        peer = Peer.from_certificate(identity.certificate, identity.authority, datetime.now(UTC))
+        api = InProcessApi(self._coordinator, peer)
+        with ClientState(self._folder / "states" / client.name) as state:
+            state.claim(client.name)
+            session = Session(
+                api,
+                await agree(api, state, self._plan),
+                state,
+                Trainer(self._plan, self._backbone, client.train, client.test, name=client.name),
+                backbone_digest=self._backbone.digest,
+                executor=training_thread,
+            )
+            accuracy = await session.run()
+            model = state.load_model(model_owner(self._plan, self._backbone.digest))
+            assert model is not None  # the session saved it
+            return _Outcome(accuracy, tuple(state.metrics.read()), model, api.fetched)
+
+
+@contextmanager
+def _scratch_folder() -> Iterator[Path]:
+    """A folder for the clients' states, in memory where there is any: sessions often wait until things are on disk."""
+    memory = _MEMORY_FOLDER if os.access(_MEMORY_FOLDER, os.W_OK) else None
+    with tempfile.TemporaryDirectory(prefix="pfed-", dir=memory) as folder:
+        yield Path(folder)

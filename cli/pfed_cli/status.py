@@ -1,0 +1,98 @@
+"""`pfed status`: where a federation stands, for whoever runs its server."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+
+import click
+from google.protobuf.message import Message
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from pfed_cli.operations import fetch_status, operator_identity
+from pfedsecure.console import Address, one_line, parse_address
+from pfedsecure.pki.development import DEVELOPMENT_FOLDER
+from pfedsecure.pki.identity import Identity
+from pfedsecure.wire.v1 import operations_pb2 as ops
+
+
+@click.command()
+@click.option(
+    "--server", type=parse_address, default="127.0.0.1:8470", show_default=True, metavar="HOST:PORT", help="The server."
+)
+@click.option(
+    "--identity",
+    "folder",
+    type=click.Path(file_okay=False, path_type=Path),
+    metavar="DIR",
+    help=f"Key and certificate of an operator.  [default: made by the development authority in {DEVELOPMENT_FOLDER}]",
+)
+@click.option("--insecure", is_flag=True, help="Plain text, to a server on this machine only.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def status(server: Address, folder: Path | None, insecure: bool, as_json: bool) -> None:
+    """Where the federation of a server stands: its round, its members, and which protections are off."""
+    if insecure and folder is not None:
+        raise click.UsageError("--identity goes with TLS, not with --insecure")
+    identity = None
+    if not insecure:
+        identity = operator_identity() if folder is None else Identity.load(folder, role="operator")
+    reply = fetch_status(server, identity)
+    if as_json:
+        click.echo(json.dumps(as_plain(reply), indent=1))
+    else:
+        print_status(reply, Console())
+
+
+def as_plain(value: object) -> object:
+    """A message as dictionaries, lists, numbers and strings; unlike protobuf's own JSON, integers stay integers."""
+    if isinstance(value, Message):
+        return {field.name: as_plain(getattr(value, field.name)) for field in value.DESCRIPTOR.fields}
+    if isinstance(value, Iterable) and not isinstance(value, str):
+        return [as_plain(element) for element in value]
+    return value
+
+
+def print_status(reply: ops.GetStatusReply, console: Console) -> None:
+    """The reply for people. What a server says is printed as text: it can neither add lines nor steer the terminal."""
+
+    def say(line: str) -> None:
+        console.print(Text(one_line(line)), soft_wrap=True)
+
+    left = f", {reply.seconds_left:.0f} s left" if reply.phase == "round open" else ""
+    say(f"federation {reply.federation} ({reply.federation_id[:12]}), plan {reply.plan_digest[:12]}, {reply.transport}")
+    say(f"{reply.phase}: round {reply.round}, {reply.rounds_completed} of {reply.rounds_planned} completed{left}")
+    for sentence in reply.unprotected:
+        say(f"NOT PROTECTED: {sentence}")
+    if reply.members:
+        console.print(_members(reply))
+    if reply.rounds:
+        console.print(_rounds(reply))
+
+
+def _members(reply: ops.GetStatusReply) -> Table:
+    table = Table("client", "online", "in cohort", "update", "expert", "last round", title="members")
+    for member in reply.members:
+        marks = (member.online, member.in_cohort, member.update_received, member.expert_received)
+        table.add_row(
+            Text(one_line(member.name)), *("yes" if mark else "–" for mark in marks), str(member.last_round or "–")
+        )
+    return table
+
+
+def _rounds(reply: ops.GetStatusReply) -> Table:
+    table = Table("round", "outcome", "updates", "seconds", "KiB received", "KiB sent", title="rounds")
+    for number in range(2, 6):
+        table.columns[number].justify = "right"
+    for record in reply.rounds:
+        table.add_row(
+            str(record.number),
+            Text(one_line(record.outcome)),
+            f"{record.updates} of {record.cohort}",
+            "–" if record.outcome == "open" else f"{record.seconds:.1f}",
+            f"{record.bytes_received / 1024:.1f}",
+            f"{record.bytes_sent / 1024:.1f}",
+        )
+    return table

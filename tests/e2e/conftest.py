@@ -1,0 +1,142 @@
+"""A federation of real processes in a folder of its own, with ways to watch it and to kill parts of it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import sqlite3
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+PLAN = """
+name = "e2e"
+seed = 3
+class_names = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
+
+[prompt]
+context_length = 4
+
+[mixture]
+experts = 2
+gate_width = 32
+
+[training]
+local_epochs = {epochs}
+prompt_lr = 0.02
+
+[rounds]
+count = {rounds}
+start_clients = {clients}
+minimum_cohort = {minimum}
+deadline_seconds = {deadline}
+heartbeat_seconds = {heartbeat}
+"""
+PATIENCE_SECONDS = 240
+
+
+class Federation:
+    """Processes that share the folder `home`: one server, and clients called client-1, client-2, ..."""
+
+    def __init__(self, home: Path, clients: int, **settings: object) -> None:
+        self.home = home
+        self.names = [f"client-{number}" for number in range(1, clients + 1)]
+        defaults: dict[str, object] = {"epochs": 1, "rounds": 3, "minimum": clients, "deadline": 200, "heartbeat": 1}
+        (home / "plan.toml").write_text(PLAN.format(clients=clients, **defaults | settings))
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            self.address = f"127.0.0.1:{probe.getsockname()[1]}"
+        self.processes: dict[str, subprocess.Popen[bytes]] = {}
+
+    def start_server(self) -> None:
+        self._start(
+            "server",
+            ["pfed_server", "--tls", "--plan", "plan.toml", "--listen", self.address, "--exit-when-finished"],
+        )
+        self.until(lambda: "listening" in self.log("server"), "the server listens")
+
+    def start_client(self, name: str) -> None:
+        number = int(name.removeprefix("client-")) - 1
+        options = ["--server", self.address, "--name", name, "--data", f"demo:{number}/5", "--threads", "1"]
+        self._start(name, ["pfed_client", *options, "--plan", "plan.toml"])
+
+    def start(self) -> None:
+        self.start_server()
+        for name in self.names:
+            self.start_client(name)
+
+    def kill(self, name: str) -> None:
+        """SIGKILL: no chance to tidy up."""
+        self.processes[name].send_signal(signal.SIGKILL)
+        self.processes[name].wait(timeout=20)
+
+    def finish(self) -> None:
+        """Wait for all processes to end by themselves, without an error."""
+        for name, process in self.processes.items():
+            assert process.wait(timeout=PATIENCE_SECONDS) == 0, f"{name}: {self.log(name)}"
+
+    def log(self, name: str) -> str:
+        return (self.home / f"{name}.log").read_text()
+
+    def until(self, condition: Callable[[], bool], what: str) -> None:
+        deadline = time.monotonic() + PATIENCE_SECONDS
+        while not condition():
+            assert time.monotonic() < deadline, f"waited in vain until {what}: {self.log('server')}"
+            time.sleep(0.02)
+
+    def query(self, sql: str) -> list[tuple[object, ...]]:
+        """Look into the server's database, which may be written to at the moment."""
+        file = self.home / "state" / "server" / "federation.sqlite"
+        try:
+            with closing(sqlite3.connect(f"file:{file}?mode=ro", uri=True, timeout=5)) as connection:
+                return connection.execute(sql).fetchall()
+        except sqlite3.OperationalError:
+            return []  # not made yet
+
+    def outcome(self) -> dict[str, bytes]:
+        """What a federation comes to: the final global prompt and every client's final model."""
+        models = {name: (self.home / "state/clients" / name / "model.safetensors").read_bytes() for name in self.names}
+        newest = "SELECT global_prompt FROM rounds WHERE outcome = 'closed' ORDER BY number DESC LIMIT 1"
+        ((prompt,),) = self.query(newest)
+        assert isinstance(prompt, bytes)
+        return models | {"global prompt": prompt}
+
+    def _start(self, name: str, module: list[str]) -> None:
+        with (self.home / f"{name}.log").open("ab") as log:
+            self.processes[name] = subprocess.Popen(
+                [sys.executable, "-m", *module],
+                cwd=self.home,
+                stdout=log,
+                stderr=log,
+                env=os.environ | {"OMP_NUM_THREADS": "1"},
+            )
+
+
+@pytest.fixture
+def make_federation(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Federation]]:
+    made: list[Federation] = []
+
+    def make(clients: int, **settings: object) -> Federation:
+        made.append(Federation(tmp_path_factory.mktemp("federation"), clients, **settings))
+        return made[-1]
+
+    yield make
+    for federation in made:
+        for process in federation.processes.values():
+            process.kill()
+            process.wait(timeout=20)
+
+
+@pytest.fixture(scope="session")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    """What a federation of two clients comes to when nothing happens to it."""
+    federation = Federation(tmp_path_factory.mktemp("undisturbed"), 2)
+    federation.start()
+    federation.finish()
+    return federation.outcome()
