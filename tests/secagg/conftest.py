@@ -1,0 +1,154 @@
+"""A whole round in one process, with real certificates, step by step so that a test can interfere anywhere."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pfedsecure.pki.authority import Authority
+from pfedsecure.pki.identity import Identity, install
+from pfedsecure.pki.request import request
+from pfedsecure.secagg import (
+    Certificates,
+    ClientRound,
+    Credentials,
+    Outcome,
+    Parameters,
+    RoundSetting,
+    ServerRound,
+    Step,
+    Update,
+    result,
+)
+
+NOW = datetime(2030, 1, 1, tzinfo=UTC)
+PLAN, MODEL = "ab" * 32, "cd" * 32
+
+
+class Consortium:
+    """An authority and as many certified clients as a test asks for; `client(i)` is always the same."""
+
+    now = NOW
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self.authority = Authority.create(folder / "authority", "hospitals", now=NOW)
+        self.certificates = Certificates(self.authority.certificate)
+        self._clients: dict[str, Credentials] = {}
+
+    def enrol(self, name: str, role: str = "client") -> Identity:
+        folder = self._folder / f"{role}-{name}"
+        csr = request(folder, name, role).read_bytes()
+        certificate = self.authority.approve(csr, name=name, role=role, days=10, now=NOW)
+        return install(folder, certificate, self.authority.certificate, now=NOW)
+
+    def client(self, name: str) -> Credentials:
+        if name not in self._clients:
+            self._clients[name] = Credentials.of(self.enrol(name))
+        return self._clients[name]
+
+
+@dataclass
+class Round:
+    """One round of `clients`, all of whom start from the same model. Each step takes who takes part in it."""
+
+    consortium: Consortium
+    setting: RoundSetting
+    names: list[str]
+    clients: dict[str, ClientRound] = field(default_factory=dict)
+    states: dict[str, list[bytes]] = field(default_factory=dict)
+    """Everything that each client saved, in order."""
+    stored: dict[Step, dict[str, bytes]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for name in self.names:
+            self.states[name] = []
+            self.clients[name] = ClientRound.begin(
+                self.setting, self.consortium.client(name), self.consortium.certificates, save=self.states[name].append
+            )
+
+    @property
+    def server(self) -> ServerRound:
+        return ServerRound(self.setting, self.consortium.certificates, self.stored)
+
+    def store(self, step: Step, replies: Mapping[str, bytes]) -> None:
+        """Check every message as a server does when it arrives, then close the step."""
+        arrived: dict[str, bytes] = {}
+        for name, message in sorted(replies.items()):
+            server = ServerRound(self.setting, self.consortium.certificates, {**self.stored, step: arrived})
+            server.check(step, name, message, NOW)
+            arrived[name] = message
+        self.stored[step] = arrived
+
+    def advertise(self) -> None:
+        self.store(Step.ADVERTISE, {name: client.reply for name, client in self.clients.items()})
+
+    def share(self, names: Iterable[str] | None = None) -> None:
+        self._step(Step.SHARE, names, lambda name, request: self.clients[name].share(request, NOW))
+
+    def mask(self, updates: Mapping[str, Update], names: Iterable[str] | None = None) -> None:
+        self._step(Step.MASK, names, lambda name, request: self.clients[name].mask(request, updates[name]))
+
+    def confirm(self, names: Iterable[str] | None = None) -> None:
+        self._step(Step.CONFIRM, names, lambda name, request: self.clients[name].confirm(request))
+
+    def unmask(self, names: Iterable[str] | None = None) -> None:
+        self._step(Step.UNMASK, names, lambda name, request: self.clients[name].unmask(request))
+
+    def run(
+        self,
+        updates: Mapping[str, Update],
+        *,
+        sharing: Iterable[str] | None = None,
+        masking: Iterable[str] | None = None,
+        confirming: Iterable[str] | None = None,
+        unmasking: Iterable[str] | None = None,
+    ) -> Outcome:
+        """All five steps; the arguments say who is left in each."""
+        self.advertise()
+        self.share(sharing)
+        self.mask(updates, masking)
+        self.confirm(confirming)
+        self.unmask(unmasking)
+        return result(self.server)
+
+    def _step(self, step: Step, names: Iterable[str] | None, answer: Callable[[str, bytes], bytes]) -> None:
+        server = self.server
+        chosen = server.expected(step) if names is None else sorted(names)
+        self.store(step, {name: answer(name, server.request(step, name)) for name in chosen})
+
+
+@pytest.fixture(scope="session")
+def consortium(tmp_path_factory: pytest.TempPathFactory) -> Consortium:
+    return Consortium(tmp_path_factory.mktemp("consortium"))
+
+
+@pytest.fixture(scope="session")
+def new_round(consortium: Consortium) -> Callable[..., Round]:
+    """Makes a round of so many clients, c00, c01 and so on; keywords change parameters and setting."""
+
+    def make(
+        clients: int, *, number: int = 7, model: str = MODEL, names: list[str] | None = None, **parameters: object
+    ) -> Round:
+        chosen = Parameters(**{"values": 5, "clip": 1.0, "max_weight": 1000, "precision": 1e-3} | parameters)
+        setting = RoundSetting("0f" * 16, number, PLAN, model, chosen)
+        return Round(consortium, setting, names or [f"c{index:02d}" for index in range(clients)])
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def update_of() -> Callable[..., Update]:
+    """An update whose numbers are known from its seed."""
+
+    def make(seed: int, length: int = 5, metrics: Mapping[str, float] | None = None) -> Update:
+        generator = np.random.default_rng(seed)
+        values = generator.uniform(-1, 1, length).astype(np.float32)
+        return Update(values, int(generator.integers(1, 1000)), metrics)
+
+    return make
