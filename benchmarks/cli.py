@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import click
+
 from pfed_cli.lazy import LazyCommand, LazyGroup
 
 from . import BENCHMARKS

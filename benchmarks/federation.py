@@ -20,10 +20,10 @@ from statistics import fmean, stdev
 
 import click
 import torch
+
 from pfed_cli.methods import Method, plan_of
 from pfed_cli.scoring import score
 from pfed_cli.simulation import SimulationResult, simulate
-
 from pfedsecure.clip.backbone import Backbone, load_backbone
 from pfedsecure.clip.features import FeatureSet, image_features
 from pfedsecure.data import ImageSet

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from pfed_cli.simulation import SimulatedClient
 
+from pfed_cli.simulation import SimulatedClient
 from pfedsecure.clip.features import FeatureSet
 from pfedsecure.data import ImageSet, disjoint_classes, domain_dirichlet, few_shot, train_test_split
 from pfedsecure.errors import DataError

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from statistics import fmean, stdev
 
 import click
+
 from pfed_cli.methods import TITLES
 
 from .contract import Report, Row

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from pfed_server.coordinator import Coordinator
-
 from pfedsecure.wire.api import FederationApi
 from pfedsecure.wire.peer import Peer
 from pfedsecure.wire.v1 import federation_pb2 as fed

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from pfed_client.trainer import Trainer
-
 from pfed_cli.methods import Method, plan_of
 from pfed_cli.simulation import SimulatedClient, simulate, train_alone
+from pfed_client.trainer import Trainer
 from pfedsecure.clip.backbone import Backbone
 from pfedsecure.plan import Plan
 

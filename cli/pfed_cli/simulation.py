@@ -20,6 +20,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from statistics import fmean
 
+from pfed_cli.in_process import InProcessApi
 from pfed_client.agreement import agree
 from pfed_client.local_model import LocalModel
 from pfed_client.metrics import RoundRecord
@@ -28,8 +29,6 @@ from pfed_client.state import ClientState, model_owner
 from pfed_client.trainer import Trainer
 from pfed_server.coordinator import Coordinator
 from pfed_server.sql_store import SqlStore
-
-from pfed_cli.in_process import InProcessApi
 from pfedsecure.clip.backbone import Backbone
 from pfedsecure.clip.features import FeatureSet
 from pfedsecure.errors import PlanError

@@ -63,7 +63,7 @@ _APPLY: dict[str, Callable[[Image.Image, np.random.Generator], Image.Image]] = {
 CONDITIONS: tuple[str, ...] = tuple(_APPLY)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class DemoShare:
     """What one client of the demo holds.
 

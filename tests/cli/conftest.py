@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 import torch
-from pfed_cli.simulation import SimulatedClient
 
+from pfed_cli.simulation import SimulatedClient
 from pfedsecure.clip.backbone import Backbone, load_backbone
 from pfedsecure.clip.features import image_features
 from pfedsecure.data import open_images, train_test_split

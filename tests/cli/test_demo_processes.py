@@ -5,6 +5,7 @@ import time
 from pathlib import Path
 
 import pytest
+
 from pfed_cli.demo.processes import Children, ProcessFailed
 
 SLEEP = [sys.executable, "-c", "import time; time.sleep(60)"]

@@ -8,6 +8,7 @@ from xml.etree import ElementTree
 
 import numpy as np
 import pytest
+
 from pfed_cli.demo.baselines import Comparison
 from pfed_cli.demo.federation import FederationResult
 from pfed_cli.demo.layout import DemoClient, demo_plan
@@ -17,7 +18,6 @@ from pfed_cli.methods import Method
 from pfed_cli.simulation import ClientResult, SimulationResult
 from pfed_client.local_model import LocalModel
 from pfed_client.metrics import RoundRecord
-
 from pfedsecure.wire.v1 import operations_pb2 as ops
 
 PLAN = demo_plan(rounds=2, n_clients=2, seed=3)

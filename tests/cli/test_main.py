@@ -9,9 +9,9 @@ from pathlib import Path
 import click
 import pytest
 from click.testing import CliRunner
+
 from pfed_cli.lazy import LazyCommand, LazyGroup
 from pfed_cli.main import COMMANDS, main
-
 from pfedsecure.errors import DataError
 
 

@@ -1,8 +1,8 @@
 from __future__ import annotations
 
 import pytest
-from pfed_cli.methods import TITLES, Method, plan_of
 
+from pfed_cli.methods import TITLES, Method, plan_of
 from pfedsecure.plan import Plan
 
 PLAN = Plan(class_names=("cat", "dog"), seed=7)

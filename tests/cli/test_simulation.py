@@ -6,11 +6,11 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 import pytest
+
 from pfed_cli.methods import Method, plan_of
 from pfed_cli.scoring import score
 from pfed_cli.simulation import SimulatedClient, SimulationResult, simulate, train_alone
 from pfed_client.trainer import Trainer
-
 from pfedsecure.clip.backbone import Backbone
 from pfedsecure.errors import PlanError
 from pfedsecure.plan import Plan

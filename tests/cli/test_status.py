@@ -12,14 +12,14 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner, Result
+from rich.console import Console
+
 from pfed_cli.in_process import InProcessApi
 from pfed_cli.operations import fetch_status, operator_identity
 from pfed_cli.status import print_status, status
 from pfed_server.app import serving
 from pfed_server.coordinator import Coordinator
 from pfed_server.sql_store import SqlStore
-from rich.console import Console
-
 from pfedsecure.console import Address
 from pfedsecure.errors import IdentityError, InsecureTransport, PfedError, ServerUnreachable
 from pfedsecure.pki.development import enrol, ensure_development_pki

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+
 from pfed_cli.in_process import InProcessApi
 from pfed_client.agreement import agree
 from pfed_client.local_model import Array, LocalModel
@@ -21,7 +22,6 @@ from pfed_client.session import Session
 from pfed_client.state import ClientState, model_owner
 from pfed_server.coordinator import Coordinator
 from pfed_server.sql_store import SqlStore
-
 from pfedsecure.pki.development import enrol, ensure_development_pki
 from pfedsecure.pki.identity import Identity
 from pfedsecure.plan import Plan

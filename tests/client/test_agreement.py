@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from pfed_client.agreement import agree
 from pfed_client.state import ClientState
-
 from pfedsecure.errors import PlanError, PlanMismatch, StateError
 from pfedsecure.plan import Plan
 from pfedsecure.wire.v1 import federation_pb2 as fed

@@ -21,6 +21,10 @@ from typing import Any
 import numpy as np
 import pytest
 from click.testing import CliRunner, Result
+from PIL import Image
+from safetensors import safe_open
+
+import pfedsecure
 from pfed_client.agreement import agree
 from pfed_client.classifier import Classifier
 from pfed_client.cli import main
@@ -32,10 +36,6 @@ from pfed_client.state import ClientState
 from pfed_server.app import serving
 from pfed_server.coordinator import Coordinator
 from pfed_server.sql_store import SqlStore
-from PIL import Image
-from safetensors import safe_open
-
-import pfedsecure
 from pfedsecure.clip.config import context_shape
 from pfedsecure.console import Address
 from pfedsecure.data import open_images

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+
 from pfed_client.local_model import LocalModel
 from pfed_client.metrics import MetricsLog, RoundRecord
 from pfed_client.state import ClientState

@@ -15,12 +15,12 @@ from typing import Any
 import grpc.aio
 import numpy as np
 import pytest
+
 from pfed_client import grpc_api
 from pfed_client.grpc_api import GrpcApi
 from pfed_server.app import serving
 from pfed_server.coordinator import Coordinator
 from pfed_server.sql_store import SqlStore
-
 from pfedsecure.aggregation.plain import PlainAggregation
 from pfedsecure.console import Address
 from pfedsecure.errors import (

@@ -6,11 +6,11 @@ import io
 from collections.abc import Callable
 
 import pytest
-from pfed_client.metrics import RoundRecord
-from pfed_client.progress import BarWatcher, LineWatcher, QuietWatcher, watcher
 from rich.console import Console
 from rich.progress import Progress
 
+from pfed_client.metrics import RoundRecord
+from pfed_client.progress import BarWatcher, LineWatcher, QuietWatcher, watcher
 from pfedsecure.errors import ServerUnreachable
 from pfedsecure.plan import Plan
 from pfedsecure.wire.v1 import federation_pb2 as fed

@@ -12,11 +12,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+
 from pfed_client.agreement import agree
 from pfed_client.local_model import LocalModel
 from pfed_client.metrics import MetricsLog
 from pfed_client.state import ClientState
-
 from pfedsecure.errors import MessageRejected, NameTaken, NotAMember, PlanError, StateError
 from pfedsecure.matching.plain import PlainClientMatching
 from pfedsecure.plan import Plan

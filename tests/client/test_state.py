@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from pfed_client.files import write_atomically
 from pfed_client.metrics import MetricsLog, RoundRecord
 from pfed_client.saved import SavedClient
 from pfed_client.state import ClientState, Settings, model_owner, read_record
-
 from pfedsecure.errors import CheckpointMismatch, StateError, StateLocked
 from pfedsecure.plan import Plan
 

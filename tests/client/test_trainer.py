@@ -10,8 +10,8 @@ import open_clip
 import pytest
 import torch
 import torch.nn.functional as F
-from pfed_client.trainer import Trainer, cosine
 
+from pfed_client.trainer import Trainer, cosine
 from pfedsecure.clip.backbone import Backbone, load_backbone
 from pfedsecure.clip.features import FeatureSet
 from pfedsecure.errors import PlanError

@@ -54,9 +54,9 @@ def test_the_summary_has_the_agreed_form(summary: dict[str, Any]) -> None:
 
 def test_processes_and_simulation_agree_to_the_last_bit(summary: dict[str, Any], folder: Path) -> None:
     import torch
+
     from pfed_cli.demo.baselines import compare
     from pfed_cli.demo.layout import Layout, demo_clients
-
     from pfedsecure.plan import Plan
 
     torch.set_num_threads(1)

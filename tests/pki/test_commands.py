@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner, Result
-from pfed_cli.pki import pki
 
+from pfed_cli.pki import pki
 from pfedsecure.errors import IdentityError
 from pfedsecure.pki.authority import Authority
 from pfedsecure.pki.certificates import spaced

@@ -15,9 +15,9 @@ import numpy as np
 import open_clip
 import torch
 import torch.nn.functional as F
-from pfed_client.trainer import make_optimizers
 from torch import Tensor, nn
 
+from pfed_client.trainer import make_optimizers
 from pfedsecure.clip.text import ClassTails, TextTower
 from pfedsecure.moe.gate import Gate
 from pfedsecure.moe.mixture import MixtureModel, PromptModel, pool

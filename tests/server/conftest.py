@@ -13,10 +13,10 @@ import grpc.aio
 import numpy as np
 import pytest
 from grpc_health.v1.health_pb2_grpc import HealthStub
+
 from pfed_server.coordinator import Coordinator
 from pfed_server.sql_store import SqlStore
 from pfed_server.store import Store
-
 from pfedsecure.aggregation.plain import PlainAggregation
 from pfedsecure.console import Address
 from pfedsecure.matching.plain import PlainClientMatching

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner, Result
-from pfed_server.cli import DEMO_PLAN, main
 
+from pfed_server.cli import DEMO_PLAN, main
 from pfedsecure.clip.config import context_shape
 from pfedsecure.errors import IdentityError, InsecureTransport, PlanError, StateError
 from pfedsecure.plan import Plan

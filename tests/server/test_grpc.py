@@ -13,10 +13,10 @@ import grpc
 import numpy as np
 import pytest
 from grpc_health.v1 import health_pb2
+
 from pfed_server.app import serving
 from pfed_server.coordinator import Coordinator
 from pfed_server.sql_store import SqlStore
-
 from pfedsecure.aggregation.plain import PlainAggregation
 from pfedsecure.console import Address
 from pfedsecure.errors import (

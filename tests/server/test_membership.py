@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from pfed_server.sql_store import SqlStore
 
+from pfed_server.sql_store import SqlStore
 from pfedsecure.errors import IdentityError, MessageRejected, NameTaken, NotAMember, PlanMismatch
 from pfedsecure.plan import Plan
 from pfedsecure.wire.v1 import federation_pb2 as fed

@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+
 from pfed_server.sql_store import SqlStore
 from pfed_server.store import Traffic
-
 from pfedsecure.errors import NameTaken
 from pfedsecure.plan import Plan
 from pfedsecure.wire.v1 import federation_pb2 as fed

@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+
 from pfed_server.rounds import draw_cohort
 from pfed_server.sql_store import SqlStore
-
 from pfedsecure.errors import MessageRejected
 from pfedsecure.plan import Plan
 from pfedsecure.wire.v1 import federation_pb2 as fed

@@ -8,9 +8,9 @@ from collections.abc import Callable
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from pfed_server.rounds import Transition, clients_needed, draw_cohort, due_transition, phase
 from pfed_server.store import Member, OpenRound, Part, State
-
 from pfedsecure.plan import Plan
 from pfedsecure.wire.v1 import federation_pb2 as fed
 

@@ -10,12 +10,12 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
+from sqlalchemy.exc import IntegrityError
+
 from pfed_server.database import DATABASE_FILE
 from pfed_server.schema import SCHEMA_VERSION
 from pfed_server.sql_store import SqlStore
 from pfed_server.store import Member, Traffic
-from sqlalchemy.exc import IntegrityError
-
 from pfedsecure.errors import StateError, StateLocked
 from pfedsecure.plan import Plan
 

@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from pfed_client.participant import split
-from pfed_client.saved import SavedClient
-from pfed_client.trainer import Trainer
-
 from pfed_cli.demo.layout import DemoClient, Layout
 from pfed_cli.methods import Method
 from pfed_cli.scoring import score
 from pfed_cli.simulation import SimulatedClient, SimulationResult, simulate
+from pfed_client.participant import split
+from pfed_client.saved import SavedClient
+from pfed_client.trainer import Trainer
 from pfedsecure.clip.backbone import Backbone, load_backbone
 from pfedsecure.clip.features import image_features
 from pfedsecure.data import open_images

@@ -14,13 +14,13 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 
-from pfed_client.metrics import MetricsLog, RoundRecord
 from rich.console import Console
 
 from pfed_cli.demo.layout import DemoClient, Layout
 from pfed_cli.demo.processes import Children
 from pfed_cli.demo.watching import Snapshot, display
 from pfed_cli.operations import fetch_status, operator_identity
+from pfed_client.metrics import MetricsLog, RoundRecord
 from pfedsecure.console import Address
 from pfedsecure.errors import ServerUnreachable
 from pfedsecure.plan import Plan

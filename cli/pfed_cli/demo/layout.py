@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Self
 
 import click
-from pfed_server.cli import DEMO_PLAN
 
+from pfed_server.cli import DEMO_PLAN
 from pfedsecure.data.digits import CONDITIONS
 from pfedsecure.plan import Plan
 

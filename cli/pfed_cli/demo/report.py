@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from statistics import fmean
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
-from pfed_client.metrics import RoundRecord
 
 from pfed_cli.demo.baselines import Comparison, Weights
 from pfed_cli.demo.federation import FederationResult
 from pfed_cli.demo.summary import COLUMNS, Scores, Summary
 from pfed_cli.methods import TITLES, Method
+from pfed_client.metrics import RoundRecord
 from pfedsecure.plan import Plan
 
 TRANSPORTS = {

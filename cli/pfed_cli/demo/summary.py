@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from statistics import fmean
 from typing import TypedDict
 
+from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from pfed_cli.demo.baselines import BASELINES, Comparison
@@ -60,7 +61,7 @@ def summarise(
 
 def summary_table(summary: Summary) -> Table:
     """Accuracies in per cent, clients down and methods across; the best of each row is bold."""
-    table = Table(title="accuracy on own test images, %", title_justify="left")
+    table = Table(title="accuracy on own test images, %", title_justify="left", box=SIMPLE_HEAD)
     table.add_column("client")
     table.add_column("writing")
     for method in COLUMNS:

@@ -9,12 +9,13 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import Protocol
 
-from pfed_client.metrics import RoundRecord
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
 from pfed_cli.demo.layout import DemoClient
+from pfed_client.metrics import RoundRecord
 from pfedsecure.wire.v1 import operations_pb2 as ops
 
 
@@ -61,7 +62,7 @@ class RoundLines:
 
 
 class LiveTable:
-    """A row for each client, its phase and its newest round."""
+    """A row for each client, its phase and its newest round; narrow enough for 80 columns."""
 
     def __init__(self, live: Live, clients: Sequence[DemoClient], rounds: int) -> None:
         self._live = live
@@ -78,10 +79,12 @@ class LiveTable:
         table = Table(
             title=f"round {status.round} of {self._rounds}, {status.transport}, {seconds:.0f} s",
             title_justify="left",
+            box=SIMPLE_HEAD,
+            padding=(0, 1, 0, 0),
         )
         for heading in ("client", "writing", "phase"):
             table.add_column(heading)
-        for heading in ("rounds done", "loss", "accuracy %", "experts", "KiB sent", "KiB received"):
+        for heading in ("rounds", "loss", "accuracy", "KiB sent", "received"):
             table.add_column(heading, justify="right")
         phases = _phases(status)
         for client in self._clients:
@@ -90,22 +93,25 @@ class LiveTable:
         done = [records[-1].test_accuracy for records in snapshot.records.values() if records]
         if done:
             table.add_section()
-            table.add_row("mean", "", "", "", "", f"{100 * fmean(done):.1f}", "", "", "")
+            table.add_row("mean", "", "", "", "", _percent(fmean(done)), "", "")
         return table
 
 
 def _newest(records: Sequence[RoundRecord]) -> tuple[str, ...]:
     if not records:
-        return ("0", "", "", "", "", "")
+        return ("0", "", "", "", "")
     newest = records[-1]
     return (
         str(len(records)),
         f"{newest.train_loss:.2f}",
-        f"{100 * newest.test_accuracy:.1f}",
-        str(newest.n_experts),
+        _percent(newest.test_accuracy),
         f"{sum(record.bytes_up for record in records) / 1024:.1f}",
         f"{sum(record.bytes_down for record in records) / 1024:.1f}",
     )
+
+
+def _percent(accuracy: float) -> str:
+    return f"{100 * accuracy:.1f} %"
 
 
 def _phases(status: ops.GetStatusReply) -> dict[str, str]:
@@ -116,5 +122,5 @@ def _phases(status: ops.GetStatusReply) -> dict[str, str]:
         elif not member.in_cohort:
             phases[member.name] = "waiting"
         else:
-            phases[member.name] = "done, waiting" if member.update_received else "training"
+            phases[member.name] = "sent" if member.update_received else "training"
     return phases
