@@ -3,8 +3,9 @@
 import sys
 from pathlib import Path
 
-from pfed_client.classifier import Classifier
 from PIL import Image
+
+from pfed_client.classifier import Classifier
 
 classifier = Classifier.from_export(Path(sys.argv[1]))
 features = classifier.features([Image.open(sys.argv[2]).convert("RGB")])
