@@ -19,6 +19,8 @@ from pfedsecure.errors import CheckpointMismatch, StateError
 
 Array = NDArray[np.float32]
 
+_METADATA_KEY = "pfedsecure"
+
 
 @dataclass(frozen=True)
 class LocalModel:
@@ -39,7 +41,9 @@ class LocalModel:
         `belongs_to` says which plan and backbone the model is of; `load` compares it.
         """
         tensors = {"context": self.context, "experts": self.experts} | {f"gate.{k}": v for k, v in self.gate.items()}
-        metadata = {"trained_round": str(self.trained_round), "belongs_to": json.dumps(belongs_to, sort_keys=True)}
+        about = {"trained_round": self.trained_round, "belongs_to": belongs_to}
+        # One entry: safetensors writes several in a random order, and the same model must be the same bytes.
+        metadata = {_METADATA_KEY: json.dumps(about, sort_keys=True)}
         write_atomically(path, save({k: np.ascontiguousarray(v) for k, v in tensors.items()}, metadata))
 
     @classmethod
@@ -50,16 +54,16 @@ class LocalModel:
         """
         try:
             with safe_open(path, framework="numpy") as file:
-                metadata = file.metadata() or {}
+                about = json.loads((file.metadata() or {})[_METADATA_KEY])
                 tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - safe_open is no mapping
-            owner = json.loads(metadata["belongs_to"])
+            owner = dict(about["belongs_to"])
             model = cls(
                 context=tensors.pop("context"),
                 experts=tensors.pop("experts"),
                 gate={key.removeprefix("gate."): value for key, value in sorted(tensors.items())},
-                trained_round=int(metadata["trained_round"]),
+                trained_round=int(about["trained_round"]),
             )
-        except (OSError, SafetensorError, KeyError, ValueError) as error:
+        except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
             raise StateError(
                 f"{path}: the saved model is damaged ({error}); restore it from a backup, or delete it to start anew"
             ) from None

@@ -202,7 +202,7 @@ def test_predict_without_experts(joined: Joined, home: Path, tmp_path: Path) -> 
     model = joined.model()
     alone = LocalModel(model.context, model.gate, model.experts[:0], trained_round=1)
     with safe_open(joined.state / "model.safetensors", framework="numpy") as file:
-        owner = json.loads(file.metadata()["belongs_to"])
+        owner = json.loads(file.metadata()["pfedsecure"])["belongs_to"]
     alone.save(state / "model.safetensors", belongs_to=owner)
     Image.new("RGB", (8, 8)).save(tmp_path / "black.png")
     arguments = ("predict", tmp_path / "black.png", "--state", state, "--top", 1, "--explain")
