@@ -4,5 +4,6 @@ from __future__ import annotations
 
 BENCHMARKS = {
     "federation": "pFedMoAP against its baselines on photographs, 10 to 20 clients",
+    "secagg": "Secure aggregation: what it costs a client and the server, beside Flower's SecAgg+ and CKKS",
 }
 """Every benchmark by the name of its module, with the question that it answers. Kept here so that a list is instant."""

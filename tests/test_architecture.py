@@ -15,6 +15,7 @@ RULES = {
     "pfedsecure/aggregation": HEAVY,
     "pfedsecure/matching": HEAVY,
     "pfedsecure/pki": HEAVY,
+    "pfedsecure/secagg": HEAVY,
     "pfedsecure/wire": HEAVY,
     "server/pfed_server": HEAVY | {"pfed_client", "pfed_cli", "pfed_benchmarks"},
     "client/pfed_client": {"pfed_server", "pfed_cli", "pfed_benchmarks"},

@@ -1,24 +1,24 @@
-"""How many share holders a client needs so that a sparse graph is as good as the complete one, but for
-2**-security_bits.
+"""How many share holders each client needs for a sparse graph to be as good as the complete one, but for a stated luck.
 
-Setting: n clients, at most C of them corrupt (chosen before the graph), each client draws k share holders uniformly
-among the others and shares its secrets t of k; clients i and j have a mask in common when one of them drew the other;
-a server that cheats declares whom it likes as dropped, at most D of n. What may go wrong, after Bell, Bonawitz,
-Gascon, Lepoint and Raykova, "Secure Single-Server Aggregation with (Poly)Logarithmic Overhead" (CCS 2020), whose
-conditions for a good graph the first three are, with exact tails in place of exponential estimates:
+Setting: n clients, a share of them corrupt (fixed before the graph is). Each client draws k share holders uniformly
+among the others, by itself, so that no server can search for a convenient graph; it shares its secrets so that t of
+the k, or t - 1 and itself, determine them. Two clients have a mask in common when one of them drew the other. A server
+that cheats declares whom it likes as dropped out, knowing the graph, but leaves a quorum of survivors. Three events:
 
-- `corrupt_holders`: t or more holders of some honest client are corrupt, who then read its secrets;
-- `lost_shares`: with random drop-outs, fewer than t holders of some client are left, and the round is lost;
-- `partition`: what the server may drop leaves the honest survivors in two groups without a common mask, so that it
-  learns two sums instead of one. Bell et al. bound this for drop-outs that do not depend on the graph; here the
-  server may choose them knowing it. That can be had because the secrets of client i are given out only by t of its
-  own holders, of whom at least t - c are honest, survivors, and mask partners of i: no group of survivors can be
-  smaller than t - c + 1.
+- t or more holders of some honest client are corrupt, and its secrets read;
+- drop-outs, at random, leave some client fewer than t holders, and the round is lost;
+- the server's choice of drop-outs parts the honest survivors into groups without a common mask, and it learns the sum
+  of each group instead of one sum.
 
-All clients sign one set of survivors for the whole cohort (see `client`), so holders cannot be told different things
-about a client. That is why t > c is enough where Bell et al. need 2 t > k + c.
+These are the conditions for a good graph of Bell, Bonawitz, Gascon, Lepoint and Raykova, "Secure Single-Server
+Aggregation with (Poly)Logarithmic Overhead" (CCS 2020), with exact tails in place of exponential estimates, and the
+third one sharper: there drop-outs do not depend on the graph, here they may. That can be had because a survivor's seed
+is given out only by t of its holders and itself, of whom, with at most c corrupt, t - c are honest survivors: itself or
+mask partners of it. So no group has fewer than t - c members, and larger ones have too many edges to the rest. Because
+all clients sign one set of survivors for the whole cohort (see `client`), holders cannot be told different things about
+a client; so t > c is enough where Bell et al. need 2 t > k + c.
 
-All logarithms are to base 2; all probabilities are union bounds over clients, sets of clients and drop-outs.
+All logarithms are to base 2; all probabilities are union bounds over clients, groups of clients and drop-outs.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def holders_and_threshold(n: int, quorum: int, assumed: Assumptions) -> tuple[in
         c = int(np.argmax(corrupt_tail <= security)) - 1
         t_max = int(np.argmax(lost > -assumed.correctness_bits)) - 1
         for t in range(max(c + 1, 2), t_max + 1):
-            if log_partition(n, k, smallest=t - c + 1, corrupt=corrupt, dropped=n - quorum) <= security:
+            if log_partition(n, k, smallest=t - c, corrupt=corrupt, dropped=n - quorum) <= security:
                 return k, t
     return None
 

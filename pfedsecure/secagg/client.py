@@ -26,10 +26,10 @@ from datetime import datetime
 
 import numpy as np
 from google.protobuf.message import DecodeError
-from numpy.typing import NDArray
 
 from pfedsecure.errors import MessageRejected, StateError
-from pfedsecure.secagg import dealing, keys, messages, shamir
+from pfedsecure.secagg import dealing, keys, messages
+from pfedsecure.secagg.client_shares import deal, take_in
 from pfedsecure.secagg.cohort import Cohort
 from pfedsecure.secagg.credentials import Certificates, Credentials
 from pfedsecure.secagg.encoding import Encoding, Update
@@ -150,7 +150,7 @@ class ClientRound:
 
         def answer(state: wire.ClientRoundState) -> bytes:
             cohort = self._join(state, read_roster(roster, self._setting, self._certificates, now))
-            reply = self._deal(state, cohort)
+            reply = deal(state, cohort, self._entropy)
             state.roster = roster
             self._cohort = cohort
             return reply
@@ -212,36 +212,6 @@ class ClientRound:
             raise MessageRejected("the roster is not known yet")
         return self._cohort
 
-    def _deal(self, state: wire.ClientRoundState, cohort: Cohort) -> bytes:
-        holders = cohort.sharing.draw_holders(cohort.own, self._entropy)
-        points = np.append(holders, cohort.own) + 1
-        shares = shamir.share([state.seed, state.mask_key], points, cohort.sharing.threshold, self._entropy)
-        dealt = [shamir.to_bytes(shares[row]) for row in range(len(points))]
-        committed = [
-            dealing.commit_record(cohort.roster.digest, cohort.own, int(point) - 1, record)
-            for point, record in zip(points, dealt, strict=True)
-        ]
-        agreement = keys.Agreement(state.share_key)
-        sealed = []
-        for holder, record, commitments in zip(holders.tolist(), dealt[:-1], committed[:-1], strict=True):
-            secret = cohort.share_secret(agreement, holder)
-            sealed.append(
-                dealing.seal_record(
-                    secret, cohort.roster.digest, cohort.own, holder, record, commitments, self._entropy
-                )
-            )
-        state.holders[:] = holders.tolist()
-        state.dealers[:] = [cohort.own]
-        state.shares = dealt[-1]
-        return messages.serialised(
-            wire.Shares(
-                holders=holders.tolist(),
-                sealed=b"".join(sealed),
-                commitments=b"".join(committed[:-1]),
-                own_commitments=committed[-1],
-            )
-        )
-
     def _mask(self, state: wire.ClientRoundState, data: bytes, update: Update) -> bytes:
         cohort = self._require_cohort()
         inbox = messages.parse(wire.Inbox, data, cohort.largest_inbox, "the inbox")
@@ -251,7 +221,7 @@ class ClientRound:
         holders = np.array(state.holders, np.int64)
         if participants[holders].sum() + 1 < cohort.sharing.threshold:
             raise MessageRejected("too few holders of this client's shares take part; it leaves the round")
-        self._take_shares(state, cohort, inbox, dealers)
+        take_in(state, cohort, inbox, dealers)
         state.participants = inbox.participants
         digest = participants_digest(cohort.roster.digest, participants)
         vector = cohort.encoding.encode(update, self._entropy)
@@ -268,27 +238,6 @@ class ClientRound:
                 participants_digest=digest, vector=vector.astype(vector.dtype.newbyteorder("<"), copy=False).tobytes()
             )
         )
-
-    def _take_shares(
-        self, state: wire.ClientRoundState, cohort: Cohort, inbox: wire.Inbox, dealers: NDArray[np.int64]
-    ) -> None:
-        sealed = messages.records(inbox.sealed, dealing.SEALED_BYTES, len(dealers), "the inbox's sealed shares")
-        committed = messages.records(
-            inbox.commitments, dealing.COMMITMENTS_BYTES, len(dealers), "the inbox's commitments"
-        )
-        agreement = keys.Agreement(state.share_key)
-        held = {cohort.own: state.shares}
-        for dealer, box, commitments in zip(dealers.tolist(), sealed, committed, strict=True):
-            secret = cohort.share_secret(agreement, dealer)
-            record = dealing.unseal_record(secret, cohort.roster.digest, dealer, cohort.own, box, commitments)
-            if record is None:
-                raise MessageRejected(
-                    f"the share from {cohort.roster.members[dealer].name} is not what it committed to, or was changed "
-                    "on the way; nothing was sent"
-                )
-            held[dealer] = record
-        state.dealers[:] = sorted(held)
-        state.shares = b"".join(held[dealer] for dealer in sorted(held))
 
     def _confirm(self, state: wire.ClientRoundState, data: bytes) -> bytes:
         cohort = self._require_cohort()

@@ -7,11 +7,13 @@ the probability of the fraction, so that the mean of the sum is right whatever t
 exact.
 
 Range. Each element is at most max_weight * clip * 2**f + 1 in magnitude, and f is the largest with which n of them
-stay below 2**(bits - 1): the sum of any part of the cohort, of clients that keep to the rules, cannot wrap. The ring
-has 2**32 elements where that leaves the precision that the parameters ask for, else 2**64.
+stay below 2**(bits - 1), and below 2**53: the sum of any part of the cohort, of clients that keep to the rules, cannot
+wrap, and float64 holds it. The ring has 2**32 elements where that leaves the precision that the parameters ask for,
+else 2**64.
 
-Error. One client's rounding is off by less than one step, 2**-f; the sum of m clients by less than m steps, always, and
-by about sqrt(m / 6) steps typically. The weighted mean is off by less than m * 2**-f / sum(w) = 2**-f / mean(w).
+Error. One client's rounding is off by less than one step, 2**-f; the sum of m clients by less than m steps, always,
+and by about sqrt(m / 6) steps typically. The weighted mean is off by less than m * 2**-f / sum(w) = 2**-f / mean(w),
+and the rounding of one float64 division.
 
 The two ones sum to the number of clients. A sum of masks that do not cancel passes for a sum with probability 2**-64.
 """
@@ -34,8 +36,8 @@ from pfedsecure.secagg.setting import Parameters
 
 CHECK_ELEMENTS = 2
 
-_MANTISSA_BITS = 52
-"""Elements stay below 2**52, where float64 still has the fraction that rounding needs."""
+_FLOAT_BITS = 53
+"""Sums stay below 2**53, so that float64 holds them exactly, and each element with the fraction that rounding needs."""
 
 
 @dataclass(frozen=True)
@@ -147,7 +149,7 @@ class Encoding:
 
     def _mean(self, sums: NDArray[np.int64], weight: int, clients: int) -> NDArray[np.float64] | None:
         """Means of encoded sums; None when one is beyond what clipped values and rounding can give."""
-        means = sums.astype(np.float64) * np.float64(self.step / weight)
+        means = sums.astype(np.float64) / weight * np.float64(self.step)
         furthest = float(np.float32(self.parameters.clip)) + self.error_bound(clients) / weight
         return means if (np.abs(means) <= furthest * (1 + 1e-12)).all() else None
 
@@ -160,7 +162,7 @@ class Encoding:
 
 
 def _most_fraction_bits(parameters: Parameters, clients: int, bits: int) -> int:
-    """The largest f with clients * (max_weight * clip * 2**f + 1) < 2**(bits - 1) and elements below 2**52, or -1."""
-    room = min(Fraction(2 ** (bits - 1) - 1, clients), Fraction(2**_MANTISSA_BITS)) - 1
+    """The largest f with clients * (max_weight * clip * 2**f + 1) < 2**(bits - 1), and below 2**53; or -1."""
+    room = Fraction(2 ** min(bits - 1, _FLOAT_BITS) - 1, clients) - 1
     largest = parameters.max_weight * Fraction(float(np.float32(parameters.clip)))
     return int(room / largest).bit_length() - 1

@@ -1,10 +1,10 @@
 """The server's side of a round: nothing but functions of the messages that it has stored.
 
-A `ServerRound` is made of the messages of the steps that are closed; it keeps nothing else, so a server that was
-killed makes it anew from its store. While a step is open, each message that arrives goes through `check` and is
-stored when it passes. A step may be closed once `ready` says so, at the latest it is when everybody `expected` has
-sent; then `request` gives each client what its next step needs. After UNMASK, `result` gives the weighted mean. A
-step that is not ready at its deadline ends the round: everything in it may be deleted, and nothing was revealed.
+A `ServerRound` is made of the messages of the steps that are closed; it keeps nothing else, so a server that was killed
+makes it anew from its store. While a step is open, each message that arrives goes through `check` and is stored when it
+passes. A step may be closed when `ready` says so; there is nothing to wait for once everybody `expected` has sent. Then
+`request` gives each client what its next step needs, and after UNMASK `result` gives the weighted mean. A step that is
+not ready at its deadline ends the round: its messages may be deleted, and nothing was revealed.
 
     stored = {Step.ADVERTISE: {name: message, ...}}
     server = ServerRound(setting, certificates, stored)
@@ -69,7 +69,7 @@ class ServerRound:
         arrived = len(self._stored.get(step, ()))
         if step is Step.ADVERTISE:
             return self.setting.parameters.minimum_cohort <= arrived <= LARGEST_COHORT
-        return arrived >= self.sharing.quorum and (step is not Step.UNMASK or bool(self.shares_left().all()))
+        return arrived >= self.sharing.quorum and (step is not Step.UNMASK or bool(self.recoverable().all()))
 
     def check(self, step: Step, name: str, message: bytes, now: datetime) -> None:
         """Raise MessageRejected for a message from `name` that must not be stored."""
@@ -182,8 +182,8 @@ class ServerRound:
         """The clients whose shares arrived."""
         return self._senders(Step.UNMASK)
 
-    def shares_left(self) -> Members:
-        """For each client of the roster: whether enough shares arrived to unmask it, or it did not take part."""
+    def recoverable(self) -> Members:
+        """For each client of the roster: whether enough of its shares arrived, or it did not take part at all."""
         arrived: NDArray[np.int64] = (self.holds & self.helpers).sum(axis=1)
         return (arrived >= self.sharing.threshold) | ~self.participants
 

@@ -16,10 +16,10 @@ from pfedsecure.secagg.setting import Parameters
 class Sharing:
     """The wiring of a cohort of `clients`.
 
-    `quorum`: the fewest that must share, survive, sign and unmask, more than two thirds of the cohort. Any two quorums
-    have more than a third in common, so more honest clients than none as long as fewer than a third are corrupt: two
-    different sets of survivors cannot both be signed by a quorum. `holders`: the others who hold a client's shares; it
-    keeps one more itself. `threshold`: shares that determine a secret.
+    `quorum`: the fewest that must share, survive, sign and unmask: more than two thirds of the cohort. Any two quorums
+    have more than a third of it in common, hence an honest client as long as fewer than a third are corrupt: so no two
+    different sets of survivors are both signed by a quorum. `holders`: how many others hold a client's shares; it keeps
+    one more itself. `threshold`: how many shares determine a secret.
     """
 
     clients: int

@@ -71,7 +71,7 @@ def unmasked_sum(server: ServerRound, secrets: dict[int, bytes]) -> Ring:
 
 def _secrets(server: ServerRound) -> tuple[dict[int, bytes], set[str]]:
     """The verified secret of every participant, and the clients that gave out wrong shares."""
-    lacking = np.flatnonzero(~server.shares_left())
+    lacking = np.flatnonzero(~server.recoverable())
     if len(lacking):
         raise RoundLost(f"too few shares of {server.names[int(lacking[0])]} arrived to unmask the sum")
     shares = _Revealed(server)

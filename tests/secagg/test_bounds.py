@@ -81,7 +81,7 @@ def _failure(n: int, k: int, assumed: Assumptions, quorum: int) -> float:
     for t in range(max(c + 1, 2), k + 1):
         if few_alive(t) > 2.0**-20:
             break
-        if log_partition(n, k, smallest=t - c + 1, corrupt=corrupt, dropped=n - quorum) <= -41:
+        if log_partition(n, k, smallest=t - c, corrupt=corrupt, dropped=n - quorum) <= -41:
             return t
     return math.inf
 

@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from pfedsecure.errors import MessageRejected, StateError
 from pfedsecure.secagg import Assumptions, ClientRound, Outcome, RoundLost, ServerRound, Step, Update, result
@@ -61,9 +63,26 @@ def test_clients_may_drop_out_while_unmasking(new_round: NewRound, update_of: Up
     check_mean(outcome, updates, this.server.encoding.step)
 
 
+@given(st.data())
+@settings(max_examples=25, deadline=None, derandomize=True)
+def test_the_mean_is_right_whoever_drops_out_as_long_as_a_quorum_stays(
+    new_round: NewRound, update_of: UpdateOf, data: st.DataObject
+) -> None:
+    this = new_round(7, precision=data.draw(st.sampled_from([1e-3, 1e-9])))  # a quorum is 5
+    updates = {name: update_of(seed) for seed, name in enumerate(this.names)}
+    left = list(this.names)
+    steps = []
+    for _ in range(4):
+        left = sorted(data.draw(st.permutations(left))[: data.draw(st.integers(5, len(left)))])
+        steps.append(left)
+    outcome = this.run(updates, **dict(zip(("sharing", "masking", "confirming", "unmasking"), steps, strict=True)))
+    assert outcome.survivors == tuple(steps[1])
+    check_mean(outcome, updates, this.server.encoding.step)
+
+
 @pytest.mark.parametrize("dropped", [0, 2])
 def test_sparse_graph(dropped: int, new_round: NewRound, update_of: UpdateOf) -> None:
-    this = new_round(20, **SPARSE)  # 4 holders, 2 shares needed: nobody is lost when 2 drop out
+    this = new_round(20, **SPARSE)  # 5 holders, 2 shares needed: nobody is lost when 2 drop out
     updates = {name: update_of(seed) for seed, name in enumerate(this.names)}
     outcome = this.run(updates, masking=this.names[dropped:])
     assert this.server.sharing.holders < 8
