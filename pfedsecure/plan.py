@@ -45,6 +45,8 @@ class PromptPlan(_Section):
     context_length: Annotated[int, Field(ge=1, le=64)] = 16
     context_init: str = ""
     """Words whose embeddings start the context (they stand next to the class name); random where there are none."""
+    max_norm: Positive = 100.0
+    """Largest Euclidean norm of a prompt that anybody sends; a client scales its own to it, receivers refuse others."""
 
 
 class MixturePlan(_Section):
@@ -167,7 +169,7 @@ class Plan(_Section):
                 values = tomllib.load(file)
         except OSError as error:
             raise PlanError(f"{path}: cannot read the plan ({error.strerror}); give --plan a readable file") from None
-        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
             raise PlanError(f"{path}: not valid TOML ({error}); mend that line") from None
         try:
             return cls.model_validate(values)

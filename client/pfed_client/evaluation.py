@@ -6,7 +6,6 @@ from dataclasses import dataclass
 
 from pfed_client.participant import prepare
 from pfed_client.saved import SavedClient
-from pfedsecure.data import open_images
 
 
 @dataclass(frozen=True)
@@ -42,10 +41,8 @@ def evaluate(client: SavedClient, device: str) -> Evaluation:
 
     Raises StateError, DataError, ClassNamesMismatch, BackboneError or CheckpointMismatch.
     """
-    settings = client.settings
-    images = open_images(settings.data, strict=settings.strict, root=settings.data_root)
     participant = prepare(
-        client.plan, client.name, settings, images, device=device, cache_dir=client.folder / "features"
+        client.plan, client.name, client.settings, client.images(), device=device, cache_dir=client.folder / "features"
     )
     model = client.model(participant.backbone.digest)
     predicted = participant.trainer.predict(model, participant.test.features).argmax(dim=1)

@@ -1,11 +1,13 @@
 """What one round's messages hold: from the server's bytes to arrays, and from a trained prompt to bytes.
 
-Symbols: n x d context, K experts. Everything received is checked for shape and finite numbers before it is used.
+Symbols: n x d context, K experts. Everything received is checked for shape, finite numbers and norm
+before it is used.
 """
 
 from __future__ import annotations
 
 import hashlib
+import logging
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,9 +19,11 @@ from pfedsecure.errors import MessageRejected
 from pfedsecure.matching.factory import client_matching
 from pfedsecure.plan import Plan
 from pfedsecure.wire.api import FederationApi
-from pfedsecure.wire.tensors import from_tensor, to_tensor
+from pfedsecure.wire.tensors import check_norm, from_tensor, to_tensor
 from pfedsecure.wire.v1 import payload_pb2 as payload
 from pfedsecure.wire.v1 import round_pb2 as rnd
+
+_logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -52,6 +56,7 @@ class Exchange:
         self._api = api
         self._n_experts = plan.n_experts
         self._initial = initial
+        self._max_norm = plan.prompt.max_norm
         self._shape: tuple[int, int] = (initial.shape[0], initial.shape[1])
         self._aggregation = client_aggregation(plan, self._shape)
         self._matching = client_matching(plan)
@@ -79,16 +84,19 @@ class Exchange:
         contents = await self._api.get_experts(round_number, ids) if ids else {}
         if sorted(contents) != sorted(ids):
             raise MessageRejected("the server sent other experts than were asked for")
-        experts = [self._context(contents[key], payload.PlainExpert(), "an expert") for key in ids]
+        experts = [self._expert(key, contents[key]) for key in ids]
         return Download(
             start,
-            np.array(experts, np.float32).reshape(-1, *self._shape),
+            np.array([expert for expert in experts if expert is not None], np.float32).reshape(-1, *self._shape),
             bytes_up=len(query),
             bytes_down=bytes_down + len(reply.answer) + sum(len(content) for content in contents.values()),
         )
 
     def upload(self, context: Array, n_train: int) -> Upload:
-        """What leaves the client for `context (n, d)` trained on `n_train` images."""
+        """What leaves the client for `context (n, d)` trained on `n_train` images; scaled if over the plan's bound."""
+        norm = float(np.linalg.norm(context.astype(np.float64)))
+        if norm > self._max_norm:
+            context = (context * (self._max_norm / norm)).astype(np.float32)
         publication = None
         if self._n_experts:
             expert = payload.PlainExpert(context=to_tensor(context)).SerializeToString(deterministic=True)
@@ -110,7 +118,17 @@ class Exchange:
     def _context(self, content: bytes, message: payload.Tensor | payload.PlainExpert, what: str) -> Array:
         _parse(content, message, what)
         tensor = message.context if isinstance(message, payload.PlainExpert) else message
-        return from_tensor(tensor, self._shape, what)
+        context = from_tensor(tensor, self._shape, what)
+        check_norm(context, self._max_norm, what)
+        return context
+
+    def _expert(self, expert_id: str, content: bytes) -> Array | None:
+        """A peer's prompt; None, with a warning, for one that cannot be used: its author must not stop others."""
+        try:
+            return self._context(content, payload.PlainExpert(), f"expert {expert_id[:8]}")
+        except MessageRejected as error:
+            _logger.warning("%s; this round goes on without it", error)
+            return None
 
 
 def _parse(content: bytes, message: Message, what: str) -> None:

@@ -1,8 +1,8 @@
 """A client's model as one safetensors file that other programs can read.
 
 Tensors: `context (n, d)`, `experts (K, n, d)`, and the gate's parameters as `gate.NAME`. Metadata: `class_names` (JSON
-list), `plan` (JSON), `backbone`, `pretrained` and `text_digest` of the frozen model, `trained_round`, `format`. The
-file holds the private gate: it is for the client's own organisation.
+list), `plan` (JSON), `backbone`, `pretrained` and `text_digest` of the frozen model, `trained_round`, `n_train`,
+`format`, and `sha256` over all of it. The file holds the private gate: it is for the client's own organisation.
 """
 
 from __future__ import annotations
@@ -11,12 +11,11 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.numpy import save
 
 from pfed_client.files import write_atomically
-from pfed_client.local_model import LocalModel
+from pfed_client.local_model import UNREADABLE, LocalModel, content_digest
 from pfedsecure.errors import PlanError, StateError
 from pfedsecure.plan import Plan
 
@@ -35,8 +34,6 @@ class Export:
 
     def write(self, path: Path) -> None:
         """Create or replace `path` as a whole. Raises StateError."""
-        tensors = {"context": self.model.context, "experts": self.model.experts}
-        tensors |= {f"gate.{name}": value for name, value in self.model.gate.items()}
         metadata = {
             "format": FORMAT,
             "class_names": json.dumps(self.plan.class_names),
@@ -45,9 +42,10 @@ class Export:
             "pretrained": self.pretrained,
             "text_digest": self.text_digest,
             "trained_round": str(self.model.trained_round),
+            "n_train": str(self.model.n_train),
         }
-        contiguous = {name: np.ascontiguousarray(value) for name, value in tensors.items()}
-        write_atomically(path, save(contiguous, metadata))
+        metadata["sha256"] = content_digest(self.model.tensors, metadata)
+        write_atomically(path, save(self.model.tensors, metadata))
 
 
 def read_export(path: Path) -> Export:
@@ -58,11 +56,10 @@ def read_export(path: Path) -> Export:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - safe_open is no mapping
         if metadata.get("format") != FORMAT:
             raise ValueError(f"its format is {metadata.get('format')!r}, not {FORMAT!r}")
-        model = LocalModel(
-            context=tensors.pop("context"),
-            experts=tensors.pop("experts"),
-            gate={name.removeprefix("gate."): value for name, value in sorted(tensors.items())},
-            trained_round=int(metadata["trained_round"]),
+        if metadata.pop("sha256") != content_digest(tensors, metadata):
+            raise ValueError("its content is not what was exported")
+        model = LocalModel.of_tensors(
+            tensors, trained_round=int(metadata["trained_round"]), n_train=int(metadata["n_train"])
         )
         return Export(
             Plan.from_json(metadata["plan"]),
@@ -71,5 +68,5 @@ def read_export(path: Path) -> Export:
             pretrained=metadata["pretrained"],
             text_digest=metadata["text_digest"],
         )
-    except (OSError, SafetensorError, KeyError, ValueError, PlanError) as error:
+    except (*UNREADABLE, PlanError) as error:
         raise StateError(f"{path}: not an export of pfed-client ({error}); export the model again") from None

@@ -26,7 +26,7 @@ from pfedsecure.wire.diagnose import explain_connection_failure
 from pfedsecure.wire.loopback import require_loopback
 from pfedsecure.wire.options import CHANNEL_OPTIONS, CLAIMED_NAME_KEY
 from pfedsecure.wire.payloads import Payload, join, join_one, split
-from pfedsecure.wire.status import raise_from
+from pfedsecure.wire.status import error_raised_by_server, raise_from
 from pfedsecure.wire.tls import channel_credentials
 from pfedsecure.wire.v1 import federation_pb2 as fed
 from pfedsecure.wire.v1 import round_pb2 as rnd
@@ -196,7 +196,9 @@ class GrpcApi(FederationApi):
         except grpc.aio.AioRpcError as error:
             try:
                 raise_from(error)
-            except ServerUnreachable:
+            except ServerUnreachable as unreachable:
+                if error_raised_by_server(error) is not None:  # the connection is sound, there is nothing to explain
+                    raise _NoAnswer(unreachable) from None
                 reason = await asyncio.to_thread(explain_connection_failure, *self._address, self._identity)
                 raise _NoAnswer(reason) from None
 

@@ -88,6 +88,8 @@ async def _join(
     warn: Callable[[str], None],
 ) -> None:
     images = await asyncio.to_thread(open_images, settings.data, strict=settings.strict, root=settings.data_root)
+    fingerprint = await asyncio.to_thread(images.fingerprint)
+    state.check_data(settings, fingerprint)
     async with GrpcApi(
         options.server,
         identity,
@@ -101,7 +103,7 @@ async def _join(
         for sentence in agreement.plan.unprotected():
             warn(sentence)
         session = await _session(api, agreement, state, settings, images, options, watch)
-        state.remember(settings)
+        state.remember(settings, fingerprint)
         await session.run()
 
 

@@ -5,9 +5,12 @@ Symbols: n x d context, K experts, g gate width.
 
 from __future__ import annotations
 
+import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,49 +24,74 @@ Array = NDArray[np.float32]
 
 _METADATA_KEY = "pfedsecure"
 
+UNREADABLE = (OSError, SafetensorError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
+"""What reading a damaged safetensors file raises, with what is made of its content (RecursionError: nested JSON)."""
+
 
 @dataclass(frozen=True)
 class LocalModel:
     """A client's model after its newest round.
 
     `context (n, d)`; `gate` maps parameter names to arrays (empty without a gate); `experts (K', n, d)` with K' <= K,
-    in the order in which the gate saw them; `trained_round` is 0 before the first.
+    in the order in which the gate saw them; `trained_round` is 0 before the first, and so is `n_train`, the number of
+    images that it was trained on in that round.
     """
 
     context: Array
     gate: dict[str, Array]
     experts: Array
     trained_round: int
+    n_train: int = 0
+
+    @property
+    def tensors(self) -> dict[str, Array]:
+        """By the names that they have in files."""
+        tensors = {"context": self.context, "experts": self.experts} | {f"gate.{k}": v for k, v in self.gate.items()}
+        return {key: np.ascontiguousarray(value) for key, value in tensors.items()}
+
+    @classmethod
+    def of_tensors(cls, tensors: Mapping[str, NDArray[Any]], *, trained_round: int, n_train: int) -> LocalModel:
+        """The model whose `tensors` are these. Raises KeyError or ValueError when they cannot be a model's."""
+        for key, value in tensors.items():
+            if value.dtype != np.float32 or not np.isfinite(value).all():
+                raise ValueError(f"{key} is not of finite float32")
+        context, experts = tensors["context"], tensors["experts"]
+        if context.ndim != 2 or experts.ndim != 3 or experts.shape[1:] != context.shape:
+            raise ValueError(f"context {context.shape} and experts {experts.shape} do not fit")
+        for what, number in (("trained_round", trained_round), ("n_train", n_train)):
+            if type(number) is not int or number < 0:
+                raise ValueError(f"{what} is {number!r}")
+        gate = {k.removeprefix("gate."): v for k, v in sorted(tensors.items()) if k.startswith("gate.")}
+        return cls(context, gate, experts, trained_round, n_train)
 
     def save(self, path: Path, *, belongs_to: dict[str, str]) -> None:
         """Write atomically: after a crash there is the old file or the new one, whole.
 
         `belongs_to` says which plan and backbone the model is of; `load` compares it.
         """
-        tensors = {"context": self.context, "experts": self.experts} | {f"gate.{k}": v for k, v in self.gate.items()}
-        about = {"trained_round": self.trained_round, "belongs_to": belongs_to}
+        about: dict[str, Any] = {"trained_round": self.trained_round, "n_train": self.n_train, "belongs_to": belongs_to}
+        about["sha256"] = content_digest(self.tensors, about)
         # One entry: safetensors writes several in a random order, and the same model must be the same bytes.
         metadata = {_METADATA_KEY: json.dumps(about, sort_keys=True)}
-        write_atomically(path, save({k: np.ascontiguousarray(v) for k, v in tensors.items()}, metadata))
+        write_atomically(path, save(self.tensors, metadata))
 
     @classmethod
     def load(cls, path: Path, *, belongs_to: dict[str, str]) -> LocalModel:
         """Read a saved model.
 
-        Raises StateError when the file is damaged, CheckpointMismatch when it belongs to something else.
+        Raises StateError when it is not what was saved, CheckpointMismatch when it belongs to something else.
         """
         try:
             with safe_open(path, framework="numpy") as file:
                 about = json.loads((file.metadata() or {})[_METADATA_KEY])
                 tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - safe_open is no mapping
-            owner = dict(about["belongs_to"])
-            model = cls(
-                context=tensors.pop("context"),
-                experts=tensors.pop("experts"),
-                gate={key.removeprefix("gate."): value for key, value in sorted(tensors.items())},
-                trained_round=int(about["trained_round"]),
-            )
-        except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
+            if about.pop("sha256") != content_digest(tensors, about):
+                raise ValueError("its content is not what was saved")
+            owner = about["belongs_to"]
+            if not isinstance(owner, dict):
+                raise ValueError("it does not say what it belongs to")
+            model = cls.of_tensors(tensors, trained_round=about["trained_round"], n_train=about["n_train"])
+        except UNREADABLE as error:
             raise StateError(
                 f"{path}: the saved model is damaged ({error}); restore it from a backup, or delete it to start anew"
             ) from None
@@ -74,3 +102,15 @@ class LocalModel:
                     f"({str(owner.get(key))[:12]}, now {expected[:12]}); use that one again, or another --state"
                 )
         return model
+
+
+def content_digest(tensors: Mapping[str, NDArray[Any]], about: Mapping[str, Any]) -> str:
+    """SHA-256, in hex, of `about` (JSON values) and of names, types, shapes and bytes of `tensors`.
+
+    Against accidents alone: whoever can write the file can write a fitting digest.
+    """
+    digest = hashlib.sha256(json.dumps(about, sort_keys=True).encode() + b"\n")
+    for key, value in sorted(tensors.items()):
+        digest.update(json.dumps([key, value.dtype.name, value.shape]).encode() + b"\n")
+        digest.update(value.tobytes())
+    return digest.hexdigest()

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pfed_client.local_model import LocalModel
-from pfed_client.state import Settings, load_model, model_owner, read_record
+from pfed_client.state import Settings, load_model, model_owner, read_record, require_same_data
+from pfedsecure.data import ImageSet, open_images
 from pfedsecure.errors import StateError
 from pfedsecure.plan import Plan
 
@@ -22,6 +23,8 @@ class SavedClient:
     name: str
     plan: Plan
     settings: Settings
+    data_fingerprint: str
+    """Of the images that it joined with."""
 
     @classmethod
     def open(cls, folder: Path | None) -> SavedClient:
@@ -29,9 +32,15 @@ class SavedClient:
         if folder is None:
             folder = _only_state()
         record = read_record(folder)
-        if record is None or record.plan is None or record.settings is None:
+        if record is None or record.plan is None or record.settings is None or record.data_fingerprint is None:
             raise StateError(f"{folder}: holds no client that joined a federation; give the --state of one that did")
-        return cls(folder, record.name, record.plan, record.settings)
+        return cls(folder, record.name, record.plan, record.settings, record.data_fingerprint)
+
+    def images(self) -> ImageSet:
+        """The images it joined with. Raises DataError, StateError when they have changed since."""
+        images = open_images(self.settings.data, strict=self.settings.strict, root=self.settings.data_root)
+        require_same_data(self.folder, self.settings, images.fingerprint(), self.data_fingerprint)
+        return images
 
     def model(self, backbone_digest: str) -> LocalModel:
         """Its newest model. Raises StateError when there is none or it is damaged, CheckpointMismatch."""

@@ -30,6 +30,8 @@ from pfedsecure.wire.api import FederationApi
 from pfedsecure.wire.v1 import federation_pb2 as fed
 
 LONGEST_WAIT_SECONDS = 30.0
+SHORTEST_WAIT_SECONDS = 1.0
+"""Between two questions for what is new, where nothing was: a server that answers at once must not keep a core busy."""
 
 
 class Report(Protocol):
@@ -103,6 +105,7 @@ class Session:
         self._executor = executor
         self._exchange = Exchange(api, agreement.plan, trainer.initial_context())
         self._model = state.load_model(self._owner) or trainer.new_model()
+        self._confirmed: set[tuple[int, str]] = set()  # round and what of it the server gave a receipt for
         # A crash between writing the record and saving the model: that round is going to be trained again, if at all.
         state.metrics.forget_from(self._model.trained_round + 1)
 
@@ -144,13 +147,16 @@ class Session:
         self._observer.joined(self._plan)
 
     async def _newer_than(self, version: int) -> fed.FederationView:
-        return await self._api.await_view(
+        wait_seconds = min(self._plan.rounds.heartbeat_seconds, LONGEST_WAIT_SECONDS)
+        asked = time.monotonic()
+        view = await self._api.await_view(
             fed.AwaitRequest(
-                instance_id=self._state.record.instance_id,
-                seen_version=version,
-                wait_seconds=min(self._plan.rounds.heartbeat_seconds, LONGEST_WAIT_SECONDS),
+                instance_id=self._state.record.instance_id, seen_version=version, wait_seconds=wait_seconds
             )
         )
+        if view.version == version:
+            await asyncio.sleep(min(wait_seconds, SHORTEST_WAIT_SECONDS) - (time.monotonic() - asked))
+        return view
 
     def _has_work(self, view: fed.FederationView) -> bool:
         all_received = view.update_received and (view.expert_received or not self._plan.n_experts)
@@ -158,6 +164,7 @@ class Session:
 
     async def _take_part(self, view: fed.FederationView) -> None:
         number = view.round
+        self._check_confirmed(view)
         over = threading.Event()
         beating = asyncio.create_task(self._beat(number, over))
         try:
@@ -165,11 +172,13 @@ class Session:
                 await beating  # raises what ended it, if that was not the end of the round
                 self._observer.left_out(number)
                 return
-            upload = self._exchange.upload(self._model.context, self._trainer.n_train)
+            upload = self._exchange.upload(self._model.context, self._model.n_train)
             if not view.update_received:
                 await self._exchange.submit(number, upload)
-            if not view.expert_received:
+                self._confirmed.add((number, "update"))
+            if self._plan.n_experts and not view.expert_received:
                 await self._exchange.publish(number, upload)
+                self._confirmed.add((number, "expert"))
         except MessageRejected:
             now = await self._newer_than(0)
             if now.phase == fed.FEDERATION_PHASE_ROUND_OPEN and now.round == number:
@@ -182,6 +191,15 @@ class Session:
             await asyncio.gather(beating, return_exceptions=True)
         if (record := self._state.metrics.of(number)) is not None:
             self._observer.round_done(record)
+
+    def _check_confirmed(self, view: fed.FederationView) -> None:
+        """Raise MessageRejected when the server has not received what it gave a receipt for."""
+        for what, received in (("update", view.update_received), ("expert", view.expert_received)):
+            if not received and (view.round, what) in self._confirmed:
+                raise MessageRejected(
+                    f"the server denies the {what} of round {view.round} that it confirmed; nothing was sent again; "
+                    "ask its operator, then start the client again"
+                )
 
     async def _beat(self, number: int, over: threading.Event) -> None:
         """Keep this client counted as online while it works; ends, and sets `over`, once the round is not open."""
@@ -211,18 +229,19 @@ class Session:
         trained = await self._train_in_thread(number, download, over)
         if trained is None:
             return False
-        if not (np.isfinite(trained.model.context).all() and np.isfinite(trained.report.train_loss)):
+        finite = all(np.isfinite(tensor).all() for tensor in trained.model.tensors.values())
+        if not (finite and np.isfinite(trained.report.train_loss)):
             raise PlanError(
                 f"training diverged in round {number} (loss {trained.report.train_loss}); nothing was sent; "
                 "the plan's training.prompt_lr or training.gate_lr is too high for this data"
             )
-        upload = self._exchange.upload(trained.model.context, self._trainer.n_train)
+        upload = self._exchange.upload(trained.model.context, trained.model.n_train)
         self._state.metrics.add(
             RoundRecord(
                 round=number,
                 train_loss=trained.report.train_loss,
                 test_accuracy=trained.accuracy,
-                n_train=self._trainer.n_train,
+                n_train=trained.model.n_train,
                 n_experts=trained.report.n_experts,
                 bytes_up=download.bytes_up + upload.size,
                 bytes_down=download.bytes_down,

@@ -65,6 +65,8 @@ class Record(_Section):
     federation_id: str | None = None
     """Pinned when the federation was first joined, with `plan`; both or neither."""
     settings: Settings | None = None
+    data_fingerprint: str | None = None
+    """`ImageSet.fingerprint` of the images behind `settings.data`; both or neither."""
 
 
 class ClientState:
@@ -130,9 +132,19 @@ class ClientState:
         """Remember for ever which plan of which federation was agreed to."""
         self._save(self.record.model_copy(update={"plan": plan, "federation_id": federation_id}))
 
-    def remember(self, settings: Settings) -> None:
-        """Keep `settings` for later commands."""
-        self._save(self.record.model_copy(update={"settings": settings}))
+    def check_data(self, settings: Settings, fingerprint: str) -> None:
+        """Raise StateError when this client joined with other images than those of `fingerprint`.
+
+        Before the first `Join` nothing depends on the images yet.
+        """
+        old = self.record.data_fingerprint
+        if self.record.plan is not None and old is not None:
+            require_same_data(self.folder, settings, fingerprint, old)
+
+    def remember(self, settings: Settings, data_fingerprint: str) -> None:
+        """Keep `settings`, and which images they lead to, for later commands."""
+        update = {"settings": settings, "data_fingerprint": data_fingerprint}
+        self._save(self.record.model_copy(update=update))
 
     def load_model(self, belongs_to: Mapping[str, str]) -> LocalModel | None:
         """The newest model; None before there is one. Raises StateError or CheckpointMismatch."""
@@ -167,9 +179,11 @@ def read_record(folder: Path) -> Record | None:
         return None
     except OSError as error:
         raise StateError(f"{path}: cannot be read ({error.strerror}); mend its permissions") from None
-    except ValueError:
+    except (ValueError, RecursionError):
         raise _damaged(path, "not JSON") from None
-    version = values.get("format") if isinstance(values, dict) else None
+    if not isinstance(values, dict):
+        raise _damaged(path, "not a JSON object")
+    version = values.get("format")
     if isinstance(version, int) and version > FORMAT:
         raise StateError(f"{path}: written by a newer version (format {version}, known {FORMAT}); install that version")
     try:
@@ -178,7 +192,22 @@ def read_record(folder: Path) -> Record | None:
         raise _damaged(path, first_problem(error)) from None
     if (record.plan is None) != (record.federation_id is None):
         raise _damaged(path, "plan and federation_id belong together")
+    if (record.settings is None) != (record.data_fingerprint is None):
+        raise _damaged(path, "settings and data_fingerprint belong together")
     return record
+
+
+def require_same_data(folder: Path, settings: Settings, found: str, joined_with: str) -> None:
+    """Raise StateError when fingerprint `found` of the images of `settings` is not the one that `folder` joined with.
+
+    Other images are split otherwise: the accuracy would be of images that were trained on.
+    """
+    if found != joined_with:
+        raise StateError(
+            f"{folder}: the images of {settings.data} are not those that this client joined with (fingerprint "
+            f"{found[:12]}, then {joined_with[:12]}): it could be tested on images that it trained on; restore the "
+            "data, or give another --state"
+        )
 
 
 def load_model(folder: Path, belongs_to: Mapping[str, str]) -> LocalModel | None:

@@ -113,7 +113,11 @@ class Trainer:
                     on_step(len(losses), steps, losses[-1])
         gate = _arrays(network.gate) if isinstance(network, MixtureModel) else model.gate
         trained = LocalModel(
-            context=network.ctx.detach().cpu().numpy(), gate=gate, experts=experts, trained_round=round_number
+            context=network.ctx.detach().cpu().numpy(),
+            gate=gate,
+            experts=experts,
+            trained_round=round_number,
+            n_train=len(self._train),
         )
         report = RoundReport(
             train_loss=float(np.mean(losses[-steps_per_epoch:])),

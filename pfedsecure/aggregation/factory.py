@@ -11,11 +11,11 @@ def client_aggregation(plan: Plan, shape: tuple[int, int]) -> ClientAggregation:
     """The client's side for contexts of `shape (n, d)`."""
     match plan.protection.aggregation:
         case "plain":
-            return PlainAggregation(shape)
+            return PlainAggregation(shape, plan.prompt.max_norm)
 
 
 def server_aggregation(plan: Plan, shape: tuple[int, int]) -> ServerAggregation:
     """The server's side for contexts of `shape (n, d)`."""
     match plan.protection.aggregation:
         case "plain":
-            return PlainAggregation(shape)
+            return PlainAggregation(shape, plan.prompt.max_norm)

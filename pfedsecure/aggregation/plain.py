@@ -14,17 +14,18 @@ from numpy.typing import NDArray
 
 from pfedsecure.aggregation.interface import Aggregate
 from pfedsecure.errors import MessageRejected
-from pfedsecure.wire.tensors import from_tensor, to_tensor
+from pfedsecure.wire.tensors import check_norm, from_tensor, to_tensor
 from pfedsecure.wire.v1.payload_pb2 import PlainContribution
 
 MAX_WEIGHT = 2**32 - 1
 
 
 class PlainAggregation:
-    """Both sides of plain averaging, for contexts of `shape (n, d)`."""
+    """Both sides of plain averaging, for contexts of `shape (n, d)` and Euclidean norm up to `max_norm`."""
 
-    def __init__(self, shape: tuple[int, int]) -> None:
+    def __init__(self, shape: tuple[int, int], max_norm: float) -> None:
         self._shape = shape
+        self._max_norm = max_norm
 
     def contribution(self, context: NDArray[np.float32], weight: int) -> bytes:
         weighted = (context.astype(np.float64) * weight).astype(np.float32)
@@ -33,7 +34,8 @@ class PlainAggregation:
         )
 
     def check(self, contribution: bytes) -> None:
-        self._read(contribution)
+        weighted, weight = self._read(contribution)
+        check_norm(weighted / np.float32(weight), self._max_norm, "the update")
 
     def combine(self, contributions: Mapping[str, bytes]) -> Aggregate:
         total = np.zeros(self._shape, dtype=np.float64)

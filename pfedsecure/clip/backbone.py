@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from pfedsecure.clip.config import TINY_FOLDER, TINY_NAME, TINY_WEIGHTS, model_config
 from pfedsecure.clip.text import TextTower, Tokenizer
+from pfedsecure.clip.torchscript import is_torchscript, read_tensors
 from pfedsecure.errors import BackboneError, CheckpointMismatch, PlanError
 from pfedsecure.plan import Plan
 from pfedsecure.seeds import derive_seed
@@ -165,7 +166,7 @@ def _create(
                 "or give a file of weights"
             )
     # OpenAI's archives are of models with QuickGELU; open_clip knows that of its tags but not of files.
-    archive = checkpoint is not None and _is_torchscript(checkpoint)
+    archive = checkpoint is not None and is_torchscript(checkpoint)
     weights = None if checkpoint is not None or pretrained == "random" else pretrained
     try:
         with warnings.catch_warnings(), _without_log_warnings():
@@ -200,13 +201,9 @@ def _without_log_warnings() -> Iterator[None]:
 def _load(network: nn.Module, checkpoint: Path, model: str, archive: bool) -> None:
     try:
         if archive:
-            # Read here: torch.load refuses TorchScript under weights_only, and nothing is unpickled this way.
-            with warnings.catch_warnings():
-                warnings.filterwarnings("ignore", message="`torch.jit")  # deprecated, but the form OpenAI published
-                state = torch.jit.load(str(checkpoint), map_location="cpu").state_dict()
-            for key in ("input_resolution", "context_length", "vocab_size"):
-                state.pop(key, None)
-            network.load_state_dict({key: value.float() for key, value in state.items()})
+            tensors = read_tensors(checkpoint)
+            wanted = network.state_dict().keys()
+            network.load_state_dict({name: tensor.float() for name, tensor in tensors.items() if name in wanted})
         else:
             open_clip.load_checkpoint(network, str(checkpoint), weights_only=True)
     except RuntimeError as error:
@@ -221,18 +218,6 @@ def _load(network: nn.Module, checkpoint: Path, model: str, archive: bool) -> No
             f"{checkpoint}: cannot be read as weights ({type(error).__name__}: {_first_line(error)}); expected "
             "safetensors, an open_clip checkpoint or OpenAI's archive"
         ) from None
-
-
-def _is_torchscript(checkpoint: Path) -> bool:
-    if checkpoint.suffix == ".safetensors":
-        return False
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            reader = torch._C.PyTorchFileReader(str(checkpoint))
-    except RuntimeError:
-        return False
-    return "constants.pkl" in reader.get_all_records()
 
 
 def _tokenizer(model: str) -> Tokenizer:

@@ -26,7 +26,7 @@ def model_config(model: str, config_dir: Path | None = None) -> dict[str, Any]:
         if file.is_file():
             try:
                 config = json.loads(file.read_text())
-                config["text_cfg"]["width"]
+                config["text_cfg"]["width"], config["embed_dim"]
             except (OSError, ValueError, KeyError, TypeError) as error:
                 raise BackboneError(f"{file}: not an open_clip model configuration ({error})") from None
             return dict(config)
@@ -38,14 +38,31 @@ def model_config(model: str, config_dir: Path | None = None) -> dict[str, Any]:
 
 
 def context_shape(plan: Plan, config_dir: Path | None = None) -> tuple[int, int]:
-    """Shape (n, d) of the plan's prompt. Raises PlanError when d is neither in the plan nor to be looked up."""
+    """Shape (n, d) of the plan's prompt.
+
+    Raises PlanError when d is neither in the plan nor to be looked up, or the plan does not fit the model.
+    """
     if plan.backbone.text_width is not None:
         return plan.prompt.context_length, plan.backbone.text_width
     try:
-        width = int(model_config(plan.backbone.model, config_dir)["text_cfg"]["width"])
+        config = model_config(plan.backbone.model, config_dir)
     except BackboneError as error:
         raise PlanError(f"backbone.text_width is not given and cannot be looked up: {error}") from None
+    width = int(config["text_cfg"]["width"])
+    if plan.method == "pfedmoap":
+        check_gate_width(plan, int(config["embed_dim"]))
     return plan.prompt.context_length, width
+
+
+def check_gate_width(plan: Plan, embed_dim: int) -> None:
+    """Raises PlanError when the plan's gate does not fit a model of embedding width D = `embed_dim`."""
+    width = plan.mixture.gate_width
+    if embed_dim % width:
+        fitting = [g for g in (256, 128, 64, 32, 16, 8) if embed_dim % g == 0 and g % plan.mixture.gate_heads == 0]
+        raise PlanError(
+            f"mixture.gate_width {width} does not divide the embedding width {embed_dim} of {plan.backbone.model}; "
+            f"change it in the plan, for example to {fitting[0] if fitting else embed_dim}"
+        )
 
 
 def _open_clip_configs() -> Path | None:

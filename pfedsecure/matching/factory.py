@@ -19,6 +19,6 @@ def server_matching(plan: Plan, shape: tuple[int, int]) -> ServerMatching:
     """The server's side for contexts of `shape (n, d)`."""
     match plan.protection.matching:
         case "plain":
-            return PlainServerMatching(shape)
+            return PlainServerMatching(shape, plan.prompt.max_norm)
         case "random":
-            return LotServerMatching(shape, plan.seed)
+            return LotServerMatching(shape, plan.prompt.max_norm, plan.seed)

@@ -8,19 +8,19 @@ from collections.abc import Sequence
 import numpy as np
 
 from pfedsecure.matching.interface import PoolEntry
-from pfedsecure.matching.plain import read_sketch
+from pfedsecure.matching.plain import PlainServerMatching
 from pfedsecure.wire.v1.payload_pb2 import PlainMatchAnswer
 
 
 class LotServerMatching:
     """The server's side; sketches are checked as in `plain` but not used. The client's side is that of `plain`."""
 
-    def __init__(self, shape: tuple[int, int], seed: int) -> None:
-        self._size = shape[0] * shape[1]
+    def __init__(self, shape: tuple[int, int], max_norm: float, seed: int) -> None:
+        self._plain = PlainServerMatching(shape, max_norm)
         self._seed = seed
 
     def check_sketch(self, sketch: bytes) -> None:
-        read_sketch(sketch, self._size)
+        self._plain.check_sketch(sketch)
 
     def index(self, pool: Sequence[PoolEntry]) -> LotMatchIndex:
         return LotMatchIndex(pool, self._seed)

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from pfedsecure.errors import MessageRejected
 from pfedsecure.matching.interface import PoolEntry
-from pfedsecure.wire.tensors import from_tensor, to_tensor
+from pfedsecure.wire.tensors import check_norm, from_tensor, to_tensor
 from pfedsecure.wire.v1.payload_pb2 import PlainMatchAnswer, PlainSketch
 
 
@@ -36,13 +36,14 @@ class PlainClientMatching:
 
 
 class PlainServerMatching:
-    """The server's side for sketches of `n * d` numbers."""
+    """The server's side for sketches of `n * d` numbers and Euclidean norm up to `max_norm`."""
 
-    def __init__(self, shape: tuple[int, int]) -> None:
+    def __init__(self, shape: tuple[int, int], max_norm: float) -> None:
         self._size = shape[0] * shape[1]
+        self._max_norm = max_norm
 
     def check_sketch(self, sketch: bytes) -> None:
-        read_sketch(sketch, self._size)
+        check_norm(read_sketch(sketch, self._size), self._max_norm, "the sketch")
 
     def index(self, pool: Sequence[PoolEntry]) -> PlainMatchIndex:
         return PlainMatchIndex(pool, self._size)
@@ -68,7 +69,8 @@ class PlainMatchIndex:
             others = [
                 (float(distance), self._pool[row])
                 for distance, row in zip(squared[0], rows[0], strict=True)
-                if self._pool[row].owner != asker
+                # FAISS fills up with row -1 where distances are not finite numbers.
+                if row >= 0 and self._pool[row].owner != asker
             ]
             for distance, entry in others[:k]:
                 answer.candidates.add(expert_id=entry.expert_id, distance=max(distance, 0.0) ** 0.5)

@@ -6,7 +6,7 @@ The receiver bounds the size before it keeps anything, and gives out a payload o
 from __future__ import annotations
 
 import hashlib
-from collections.abc import AsyncIterable, AsyncIterator, Iterator
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterator
 from dataclasses import dataclass
 
 from pfedsecure.errors import MessageRejected
@@ -16,6 +16,9 @@ CHUNK_BYTES = 256 * 1024
 MAX_PAYLOAD_BYTES = 64 * 1024 * 1024
 MAX_MESSAGE_BYTES = 1024 * 1024
 """Limit of a single gRPC message; every unary message and every chunk is smaller."""
+
+OnHeader = Callable[[PayloadHeader], None]
+"""Sees a header before any of its data is taken; raises to refuse the payload."""
 
 
 @dataclass(frozen=True)
@@ -42,12 +45,17 @@ def split(payload: Payload) -> Iterator[PayloadChunk]:
 
 
 async def join(
-    chunks: AsyncIterable[PayloadChunk], *, max_bytes: int = MAX_PAYLOAD_BYTES, max_payloads: int = 1
+    chunks: AsyncIterable[PayloadChunk],
+    *,
+    max_bytes: int = MAX_PAYLOAD_BYTES,
+    max_payloads: int = 1,
+    on_header: OnHeader | None = None,
 ) -> AsyncIterator[Payload]:
     """The payloads of a stream of chunks, each given out when it is whole.
 
     Raises MessageRejected for data without a header, a payload larger than `max_bytes`, more payloads than
-    `max_payloads`, more or fewer bytes than announced, or a digest that does not match.
+    `max_payloads`, an empty chunk of data, more or fewer bytes than announced, or a digest that does not match; and
+    what `on_header` raises, before any data is taken.
     """
     header: PayloadHeader | None = None
     data = bytearray()
@@ -62,8 +70,12 @@ async def join(
                 raise MessageRejected(f"more than {max_payloads} payloads in one stream")
             if chunk.header.size > max_bytes:
                 raise MessageRejected(f"a payload of {chunk.header.size} bytes is over the limit of {max_bytes}")
+            if on_header is not None:
+                on_header(chunk.header)
             header = chunk.header
         elif part == "data" and header is not None:
+            if not chunk.data:  # such a stream would never end
+                raise MessageRejected("a chunk of a payload is empty")
             data += chunk.data
             if len(data) > header.size:
                 raise MessageRejected(f"a payload is longer than the {header.size} bytes announced")
@@ -76,9 +88,11 @@ async def join(
         raise MessageRejected(f"a payload ended after {len(data)} of {header.size} bytes")
 
 
-async def join_one(chunks: AsyncIterable[PayloadChunk], *, max_bytes: int = MAX_PAYLOAD_BYTES) -> Payload:
-    """The only payload of a stream. Raises MessageRejected as `join` does, and when there is none."""
-    payloads = [payload async for payload in join(chunks, max_bytes=max_bytes)]
+async def join_one(
+    chunks: AsyncIterable[PayloadChunk], *, max_bytes: int = MAX_PAYLOAD_BYTES, on_header: OnHeader | None = None
+) -> Payload:
+    """The only payload of a stream. Raises as `join` does, and MessageRejected when there is none."""
+    payloads = [payload async for payload in join(chunks, max_bytes=max_bytes, on_header=on_header)]
     if not payloads:
         raise MessageRejected("the stream holds no payload")
     return payloads[0]

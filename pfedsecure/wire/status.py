@@ -1,7 +1,7 @@
 """PfedErrors across gRPC: the class travels by name in the trailing metadata, the message as the status details.
 
-Only errors about the call itself travel. Anything else that goes wrong on the server, a fault of its disk as much as a
-defect, reaches the caller as INTERNAL without a word of detail; the server's log has it.
+Only errors about the call itself travel, and ServerUnreachable from a server that cannot answer for the moment.
+Anything else that goes wrong there reaches the caller as INTERNAL without a word of detail; the server's log has it.
 """
 
 from __future__ import annotations
@@ -36,6 +36,7 @@ _TRAVELLING: dict[type[PfedError], grpc.StatusCode] = {
     NameTaken: grpc.StatusCode.ALREADY_EXISTS,
     NotAMember: grpc.StatusCode.PERMISSION_DENIED,
     PlanMismatch: grpc.StatusCode.FAILED_PRECONDITION,
+    ServerUnreachable: grpc.StatusCode.UNAVAILABLE,
 }
 
 
@@ -49,15 +50,20 @@ async def abort(context: grpc.aio.ServicerContext[Any, Any], error: PfedError) -
     await context.abort(abort_code(error), str(error)[:MAX_DETAIL_CHARS], ((ERROR_KEY, error.wire_code()),))
 
 
+def error_raised_by_server(rpc_error: grpc.aio.AioRpcError) -> str | None:
+    """The wire code of the error that the server itself raised; None when the transport failed."""
+    metadata: Any = rpc_error.trailing_metadata() or ()
+    return dict(metadata).get(ERROR_KEY)
+
+
 def raise_from(rpc_error: grpc.aio.AioRpcError) -> NoReturn:
     """Raise what the server raised, or what the transport's own failure means.
 
-    ServerUnreachable: no connection, or no answer in time; worth a retry. MessageRejected: a message over the size
-    limit. PfedError: the server failed inside, or does not know the call.
+    ServerUnreachable: no connection, no answer in time, or a server that cannot answer for the moment; worth a retry.
+    MessageRejected: a message over the size limit. PfedError: the server failed inside, or does not know the call.
     """
-    metadata: Any = rpc_error.trailing_metadata() or ()
     code, details = rpc_error.code(), rpc_error.details() or "no details"
-    wire_code = dict(metadata).get(ERROR_KEY)
+    wire_code = error_raised_by_server(rpc_error)
     if wire_code is not None:
         raise by_wire_code(wire_code)(details) from None
     match code:

@@ -9,6 +9,8 @@ from pfedsecure.errors import MessageRejected
 from pfedsecure.wire.v1.payload_pb2 import Tensor
 
 _LITTLE_ENDIAN_FLOAT32 = np.dtype("<f4")
+_ROUNDING = 1e-5
+"""Relative error that float32 may add to a norm that was scaled to the bound."""
 
 
 def to_tensor(array: NDArray[np.float32]) -> Tensor:
@@ -33,3 +35,13 @@ def from_tensor(tensor: Tensor, shape: tuple[int, ...], what: str) -> NDArray[np
     if not np.isfinite(array).all():
         raise MessageRejected(f"{what} holds numbers that are not finite")
     return array
+
+
+def check_norm(array: NDArray[np.float32], max_norm: float, what: str) -> None:
+    """Refuse an array whose Euclidean norm is over `max_norm`: one huge number would make everybody's training diverge.
+
+    `what` names the array in the error. Raises MessageRejected.
+    """
+    norm = float(np.linalg.norm(array.astype(np.float64)))
+    if norm > max_norm * (1 + _ROUNDING):
+        raise MessageRejected(f"{what} has norm {norm:.3g}, over the plan's prompt.max_norm {max_norm:g}")

@@ -63,7 +63,7 @@ async def serving(coordinator: Coordinator, address: Address, identity: Identity
     """
     identify = by_claim if identity is None else by_certificate(identity.authority)
     transport = "insecure" if identity is None else "mtls"
-    server = grpc.aio.server(interceptors=(CallInterceptor(),), options=SERVER_OPTIONS)
+    server = grpc.aio.server(interceptors=(CallInterceptor(identify),), options=SERVER_OPTIONS)
     add_services(server, coordinator, identify, transport)
     health_service = health.HealthServicer()
     add_HealthServicer_to_server(health_service, server)

@@ -149,20 +149,30 @@ class Coordinator:
         self._federation.count(member.name, sent=sum(map(len, experts.values())))
         return experts
 
-    async def submit_update(self, peer: Peer, round_number: int, contribution: bytes) -> rnd.Receipt:
-        """Raises MessageRejected outside the member's round, or for another update than the one already there."""
+    def expect_upload(self, peer: Peer, round_number: int) -> Member:
+        """The member whose upload the open round waits for: asked before any of the data is taken.
+
+        Raises IdentityError for another role than a client's, NotAMember or NameTaken, and MessageRejected outside the
+        member's round.
+        """
         member = self._member(peer)
         self._part(member.name, round_number)
+        return member
+
+    async def submit_update(self, peer: Peer, round_number: int, contribution: bytes) -> rnd.Receipt:
+        """Raises as `expect_upload`, and MessageRejected for another update than the one already there."""
+        member = self.expect_upload(peer, round_number)
         await asyncio.to_thread(self._aggregation.check, contribution)
         return await self._federation.exclusively(partial(self._submit, member.name, round_number, contribution))
 
     async def publish_expert(self, peer: Peer, round_number: int, publication: bytes) -> rnd.Receipt:
         """As `submit_update`; peers see the expert once the round is closed."""
-        member = self._member(peer)
-        self._part(member.name, round_number)
+        member = self.expect_upload(peer, round_number)
         if not self._plan.n_experts:
             raise MessageRejected("in this plan clients lend each other no experts")
-        content = await asyncio.to_thread(read_publication, publication, self._matching, self._shape)
+        content = await asyncio.to_thread(
+            read_publication, publication, self._matching, self._shape, self._plan.prompt.max_norm
+        )
         digest = hashlib.sha256(publication).digest()
         return await self._federation.exclusively(
             partial(self._publish, member.name, round_number, content, digest, len(publication))

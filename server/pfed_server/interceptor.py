@@ -1,4 +1,4 @@
-"""What is done to every call of ours: messages are decoded and errors told in the same way, whatever the method.
+"""What is done to every call: the caller is identified, messages are decoded and errors told, whatever the method.
 
 gRPC's own way with a message that cannot be decoded is a traceback here and an unknown error there; to us it is a
 client's mistake like any other.
@@ -7,20 +7,20 @@ client's mistake like any other.
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from contextlib import aclosing, asynccontextmanager
 from typing import Any, TypeAlias
 
 import grpc
 import grpc.aio
 from google.protobuf.message import DecodeError
+from sqlalchemy.exc import OperationalError
 
+from pfed_server.service import Identify
 from pfedsecure.console import one_line
-from pfedsecure.errors import MessageRejected, PfedError
+from pfedsecure.errors import MessageRejected, PfedError, ServerUnreachable
 from pfedsecure.wire.peer import ServicerContext
 from pfedsecure.wire.status import abort, abort_code
-
-OUR_SERVICES = "/pfedsecure."
 
 Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
 
@@ -28,7 +28,13 @@ _logger = logging.getLogger(__name__)
 
 
 class CallInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
-    """Decodes the messages of our services and reports what their methods raise."""
+    """Lets in only callers that `identify` knows, in any role, decodes messages and reports what methods raise.
+
+    No service, health included, answers anybody else, whether or not it asks for its caller itself.
+    """
+
+    def __init__(self, identify: Identify) -> None:
+        self._identify = identify
 
     async def intercept_service(
         self,
@@ -36,13 +42,10 @@ class CallInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
         handler_call_details: grpc.HandlerCallDetails,
     ) -> Handler:
         handler = await continuation(handler_call_details)
-        method = handler_call_details.method
-        if handler is None or not method.startswith(OUR_SERVICES):
-            return handler
-        return _wrapped(handler, method)
+        return handler if handler is None else _wrapped(handler, handler_call_details.method, self._identify)
 
 
-def _wrapped(handler: Any, method: str) -> Handler:
+def _wrapped(handler: Any, method: str, identify: Identify) -> Handler:
     def decode(data: bytes) -> Any:
         try:
             return handler.request_deserializer(data)
@@ -51,16 +54,28 @@ def _wrapped(handler: Any, method: str) -> Handler:
 
     async def unary_unary(data: bytes, context: ServicerContext) -> Any:
         async with _reported(method, context):
+            identify(context)
             return await handler.unary_unary(decode(data), context)
 
-    async def unary_stream(data: bytes, context: ServicerContext) -> AsyncIterator[Any]:
+    async def unary_stream(data: bytes, context: ServicerContext) -> None:
         async with _reported(method, context):
-            async for reply in handler.unary_stream(decode(data), context):
-                yield reply
+            identify(context)
+            replies = handler.unary_stream(decode(data), context)
+            if not isinstance(replies, AsyncGenerator):  # gRPC's other way: it writes to the context by itself
+                await replies
+                return
+            async for reply in replies:
+                await context.write(reply)
+
+    async def decoded(messages: Any) -> AsyncGenerator[Any]:
+        async with aclosing(aiter(messages)) as arriving:
+            async for data in arriving:
+                yield decode(data)
 
     async def stream_unary(messages: AsyncIterator[bytes], context: ServicerContext) -> Any:
-        async with _reported(method, context):
-            return await handler.stream_unary((decode(data) async for data in messages), context)
+        async with _reported(method, context), aclosing(decoded(messages)) as requests:
+            identify(context)
+            return await handler.stream_unary(requests, context)
 
     serializer = handler.response_serializer
     if handler.request_streaming:
@@ -72,7 +87,10 @@ def _wrapped(handler: Any, method: str) -> Handler:
 
 @asynccontextmanager
 async def _reported(method: str, context: ServicerContext) -> AsyncIterator[None]:
-    """Turn what is raised inside into a gRPC status: a caller's mistake in words, anything else without details."""
+    """Turn what is raised inside into a gRPC status: a caller's mistake in words, anything else without details.
+
+    A fault of the storage may pass, a full disk or a locked database: clients are told to try again.
+    """
     try:
         yield
     except PfedError as error:
@@ -80,6 +98,11 @@ async def _reported(method: str, context: ServicerContext) -> AsyncIterator[None
             _logger.info("%s refused to %s: %s", method, context.peer(), one_line(str(error)))
             await abort(context, error)
         await _abort_internal(method, context)
+    except (OperationalError, OSError):
+        _logger.exception("%s failed for now", method)
+        await abort(context, ServerUnreachable("the server cannot use its storage at the moment; its log says why"))
+    except NotImplementedError:  # a method that its service has only on paper, such as List of gRPC's health
+        await context.abort(grpc.StatusCode.UNIMPLEMENTED)
     except Exception:
         await _abort_internal(method, context)
 

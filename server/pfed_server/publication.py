@@ -6,12 +6,14 @@ from google.protobuf.message import DecodeError
 
 from pfedsecure.errors import MessageRejected
 from pfedsecure.matching.interface import ServerMatching
-from pfedsecure.wire.tensors import from_tensor
+from pfedsecure.wire.tensors import check_norm, from_tensor
 from pfedsecure.wire.v1.payload_pb2 import PlainExpert, Publication
 
 
-def read_publication(data: bytes, matching: ServerMatching, shape: tuple[int, int]) -> Publication:
-    """A publication with a sketch that `matching` takes and a finite expert of `shape (n, d)`. Raises MessageRejected.
+def read_publication(data: bytes, matching: ServerMatching, shape: tuple[int, int], max_norm: float) -> Publication:
+    """A publication with a sketch that `matching` takes and an expert of `shape (n, d)` and norm up to `max_norm`.
+
+    Raises MessageRejected.
 
     The expert is looked into because experts are not sealed yet: this server can read every one of them.
     """
@@ -20,6 +22,6 @@ def read_publication(data: bytes, matching: ServerMatching, shape: tuple[int, in
         expert = PlainExpert.FromString(publication.expert)
     except DecodeError:
         raise MessageRejected("the publication is not a Publication of a PlainExpert") from None
-    from_tensor(expert.context, shape, "the expert")
+    check_norm(from_tensor(expert.context, shape, "the expert"), max_norm, "the expert")
     matching.check_sketch(publication.sketch)
     return publication

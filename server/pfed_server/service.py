@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
@@ -9,8 +11,8 @@ import grpc.aio
 from cryptography import x509
 
 from pfed_server.coordinator import Coordinator
-from pfedsecure.errors import IdentityError
-from pfedsecure.pki.names import is_role
+from pfedsecure.errors import IdentityError, MessageRejected
+from pfedsecure.pki.names import Role, is_role
 from pfedsecure.wire.options import CLAIMED_NAME_KEY, CLAIMED_ROLE_KEY
 from pfedsecure.wire.payloads import Payload, join_one, split
 from pfedsecure.wire.peer import Peer, ServicerContext
@@ -19,11 +21,17 @@ from pfedsecure.wire.v1 import operations_pb2 as ops
 from pfedsecure.wire.v1 import round_pb2 as rnd
 from pfedsecure.wire.v1.federation_pb2_grpc import FederationServicer, add_FederationServicer_to_server
 from pfedsecure.wire.v1.operations_pb2_grpc import OperationsServicer, add_OperationsServicer_to_server
-from pfedsecure.wire.v1.payload_pb2 import PayloadChunk
+from pfedsecure.wire.v1.payload_pb2 import PayloadChunk, PayloadHeader
 from pfedsecure.wire.v1.round_pb2_grpc import RoundServicer, add_RoundServicer_to_server
 
 Identify = Callable[[ServicerContext], Peer]
-"""Who makes a call; raises IdentityError or InsecureTransport. Asked at every call."""
+"""Who makes a call; raises IdentityError or InsecureTransport. Asked at every call, and again after every wait for the
+caller or for news: a certificate may expire meanwhile."""
+
+UPLOAD_SECONDS = 300.0
+"""An upload that takes longer is given up; as long as a client of ours takes for one."""
+UPLOADS_AT_ONCE = 2
+"""Per caller: one that goes on, and one that broke off and is not found out yet."""
 
 
 def by_certificate(authority: x509.Certificate) -> Identify:
@@ -55,7 +63,9 @@ class FederationService(FederationServicer):
         return await self._coordinator.join(self._identify(context), request)
 
     async def Await(self, request: fed.AwaitRequest, context: ServicerContext) -> fed.FederationView:
-        return await self._coordinator.await_view(self._identify(context), request)
+        view = await self._coordinator.await_view(self._identify(context), request)
+        self._identify(context)
+        return view
 
     async def Heartbeat(self, request: fed.HeartbeatRequest, context: ServicerContext) -> fed.HeartbeatReply:
         return await self._coordinator.heartbeat(self._identify(context), request)
@@ -70,6 +80,7 @@ class RoundService(RoundServicer):
     def __init__(self, coordinator: Coordinator, identify: Identify) -> None:
         self._coordinator = coordinator
         self._identify = identify
+        self._uploads: Counter[tuple[Role, str]] = Counter()
 
     async def GetGlobalPrompt(
         self, request: rnd.GetGlobalPromptRequest, context: ServicerContext
@@ -88,14 +99,40 @@ class RoundService(RoundServicer):
                 yield chunk
 
     async def SubmitUpdate(self, chunks: AsyncIterator[PayloadChunk], context: ServicerContext) -> rnd.Receipt:
-        peer = self._identify(context)
-        payload = await join_one(chunks, max_bytes=self._coordinator.max_upload_bytes)
-        return await self._coordinator.submit_update(peer, payload.round, payload.data)
+        payload = await self._receive(chunks, context)
+        return await self._coordinator.submit_update(self._identify(context), payload.round, payload.data)
 
     async def PublishExpert(self, chunks: AsyncIterator[PayloadChunk], context: ServicerContext) -> rnd.Receipt:
+        payload = await self._receive(chunks, context)
+        return await self._coordinator.publish_expert(self._identify(context), payload.round, payload.data)
+
+    async def _receive(self, chunks: AsyncIterator[PayloadChunk], context: ServicerContext) -> Payload:
+        """An upload, of a caller that the open round waits for. What it may cost is bounded in bytes, time and number.
+
+        Raises as `expect_upload` and `join_one`, and MessageRejected for an upload too many or one that takes too long.
+        """
         peer = self._identify(context)
-        payload = await join_one(chunks, max_bytes=self._coordinator.max_upload_bytes)
-        return await self._coordinator.publish_expert(peer, payload.round, payload.data)
+        caller = peer.role, peer.name
+        if self._uploads[caller] >= UPLOADS_AT_ONCE:
+            raise MessageRejected(
+                f"{peer.name} has {UPLOADS_AT_ONCE} uploads under way; wait for one to end, then try again"
+            )
+
+        def expected(header: PayloadHeader) -> None:
+            self._coordinator.expect_upload(peer, header.round)
+
+        self._uploads[caller] += 1
+        try:
+            async with asyncio.timeout(UPLOAD_SECONDS):
+                return await join_one(chunks, max_bytes=self._coordinator.max_upload_bytes, on_header=expected)
+        except TimeoutError:
+            raise MessageRejected(
+                f"the upload did not arrive within {UPLOAD_SECONDS:g} s; check the connection and try again"
+            ) from None
+        finally:
+            self._uploads[caller] -= 1
+            if not self._uploads[caller]:
+                del self._uploads[caller]
 
 
 class OperationsService(OperationsServicer):

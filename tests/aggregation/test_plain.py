@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -34,7 +36,7 @@ def mean(contexts: list[np.ndarray], weights: list[int]) -> np.ndarray:
 )
 def test_the_aggregate_is_the_weighted_mean(seed: int, scale: float, weights: list[int]) -> None:
     contexts = [row.astype(np.float32) for row in np.random.default_rng(seed).normal(0, scale, (len(weights), *SHAPE))]
-    aggregation = PlainAggregation(SHAPE)
+    aggregation = PlainAggregation(SHAPE, math.inf)
     contributions = {
         f"client-{row}": aggregation.contribution(context, weight)
         for row, (context, weight) in enumerate(zip(contexts, weights, strict=True))
@@ -51,7 +53,7 @@ def test_the_aggregate_is_the_weighted_mean(seed: int, scale: float, weights: li
 
 @given(st.permutations(range(6)), st.integers(0, 2**32 - 1))
 def test_the_order_of_arrival_changes_no_bit(order: list[int], seed: int) -> None:
-    aggregation = PlainAggregation(SHAPE)
+    aggregation = PlainAggregation(SHAPE, math.inf)
     contexts = np.random.default_rng(seed).normal(size=(6, *SHAPE)).astype(np.float32)
     contributions = {f"client-{row}": aggregation.contribution(contexts[row], row + 1) for row in range(6)}
     shuffled = {f"client-{row}": contributions[f"client-{row}"] for row in order}
@@ -60,7 +62,7 @@ def test_the_order_of_arrival_changes_no_bit(order: list[int], seed: int) -> Non
 
 
 def test_a_single_contribution_comes_back_and_the_same_work_gives_the_same_bytes() -> None:
-    aggregation = PlainAggregation(SHAPE)
+    aggregation = PlainAggregation(SHAPE, math.inf)
     context = np.arange(6, dtype=np.float32).reshape(SHAPE)
     contribution = aggregation.contribution(context, 4)  # a power of two: the product is exact
     assert contribution == aggregation.contribution(context.copy(), 4)
@@ -68,7 +70,7 @@ def test_a_single_contribution_comes_back_and_the_same_work_gives_the_same_bytes
 
 
 def test_numbers_at_the_limits_of_float32_do_not_overflow_in_the_sum() -> None:
-    aggregation = PlainAggregation(SHAPE)
+    aggregation = PlainAggregation(SHAPE, math.inf)
     huge = np.full(SHAPE, np.finfo(np.float32).max, np.float32)
     combined = aggregation.combine({name: aggregation.contribution(huge, 1) for name in "abcd"})
     np.testing.assert_array_equal(combined.context, huge)
@@ -99,7 +101,16 @@ def test_numbers_at_the_limits_of_float32_do_not_overflow_in_the_sum() -> None:
 )
 def test_what_cannot_be_used_is_refused(contribution: bytes, message: str) -> None:
     with pytest.raises(MessageRejected, match=message):
-        PlainAggregation(SHAPE).check(contribution)
+        PlainAggregation(SHAPE, math.inf).check(contribution)
+
+
+@pytest.mark.parametrize(("value", "weight"), [(3e38, 1), (41, 1), (41, 1000)])
+def test_an_update_over_the_norm_is_refused_whatever_its_weight(value: float, weight: int) -> None:
+    """One member's huge numbers in the mean would make everybody's training diverge."""
+    aggregation = PlainAggregation(SHAPE, 100.0)
+    with pytest.raises(MessageRejected, match=r"the update has norm .*, over the plan's prompt\.max_norm 100"):
+        aggregation.check(aggregation.contribution(np.full(SHAPE, value, np.float32), weight))
+    aggregation.check(aggregation.contribution(np.full(SHAPE, 40, np.float32), weight))
 
 
 def test_the_plan_chooses_both_sides() -> None:

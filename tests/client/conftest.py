@@ -91,7 +91,7 @@ class NumpyTrainer:
         gate = {"W": (0.5 * model.gate["W"] + self._noise("gate step", round_number)).astype(np.float32)}
         shift = self._noise("step", round_number) + 0.1 * gate["W"]
         context = (start + shift + 0.01 * experts.sum(axis=0) * np.float32(self.loss / 0.5)).astype(np.float32)
-        return LocalModel(context, gate, experts, round_number), FixedReport(self.loss, len(experts))
+        return LocalModel(context, gate, experts, round_number, self.n_train), FixedReport(self.loss, len(experts))
 
     def evaluate(self, model: LocalModel) -> float:
         return 1 / (1 + float(np.abs(model.context).sum()))

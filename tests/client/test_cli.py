@@ -23,13 +23,14 @@ import pytest
 from click.testing import CliRunner, Result
 from PIL import Image
 from safetensors import safe_open
+from safetensors.numpy import save
 
 import pfedsecure
 from pfed_client.agreement import agree
 from pfed_client.classifier import Classifier
 from pfed_client.cli import main
 from pfed_client.grpc_api import GrpcApi
-from pfed_client.local_model import LocalModel
+from pfed_client.local_model import LocalModel, content_digest
 from pfed_client.saved import SavedClient
 from pfed_client.session import Session
 from pfed_client.state import ClientState
@@ -200,7 +201,7 @@ def test_predict_without_experts(joined: Joined, home: Path, tmp_path: Path) -> 
     state = tmp_path / "state"
     shutil.copytree(joined.state, state)
     model = joined.model()
-    alone = LocalModel(model.context, model.gate, model.experts[:0], trained_round=1)
+    alone = LocalModel(model.context, model.gate, model.experts[:0], trained_round=1, n_train=model.n_train)
     with safe_open(joined.state / "model.safetensors", framework="numpy") as file:
         owner = json.loads(file.metadata()["pfedsecure"])["belongs_to"]
     alone.save(state / "model.safetensors", belongs_to=owner)
@@ -241,6 +242,53 @@ def test_export_and_the_example(
         Classifier.from_export(exported)
     with pytest.raises(StateError, match=r"not an export of pfed-client .its format is None"):
         Classifier.from_export(joined.state / "model.safetensors")
+
+
+@pytest.mark.parametrize("harm", ["no gate", "no experts", "another gate", "another round", "nested plan"])
+def test_an_export_that_is_not_what_was_exported(
+    joined: Joined, home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, harm: str
+) -> None:
+    exported = tmp_path / "model.safetensors"
+    pfed_client("export", exported)
+    with safe_open(exported, framework="numpy") as file:
+        metadata = file.metadata()
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - safe_open is no mapping
+    gate = [name for name in tensors if name.startswith("gate.")]
+    if harm == "no gate":
+        for name in gate:
+            del tensors[name]
+    elif harm == "no experts":
+        del tensors["experts"]
+    elif harm == "another gate":
+        tensors[gate[0]] = tensors[gate[0]] + np.float32(1)
+    elif harm == "another round":
+        metadata["trained_round"] = "1"
+    else:
+        del metadata["sha256"]
+        metadata["plan"] = "[" * 100_000
+        metadata["sha256"] = content_digest(tensors, metadata)
+    exported.write_bytes(save(tensors, metadata))
+    with pytest.raises(StateError, match=r"model.safetensors: not an export of pfed-client .*; export the model again"):
+        Classifier.from_export(exported)
+
+
+def test_other_images_than_those_joined_with(joined: Joined, home: Path, tmp_path: Path) -> None:
+    """A folder that changes after the client joined: neither training nor evaluation goes on with the new split."""
+    state, data = tmp_path / "state", tmp_path / "images"
+    shutil.copytree(joined.state, state)
+    write_images(data, ["zero", "one"])
+    other = (
+        r"images of .* are not those that this client joined with .*tested on images.*restore the data, or .* --state"
+    )
+    refused(pfed_client("--server", joined.address, "--state", state, "--data", data), 60, other)
+    record = json.loads((state / "client.json").read_text())
+    record["settings"]["data"] = str(data)
+    fingerprint = open_images(str(data), strict=True).fingerprint()
+    (state / "client.json").write_text(json.dumps(record | {"data_fingerprint": fingerprint}))
+    assert pfed_client("evaluate", "--state", state).exit_code == 0
+    (data / "one" / "0.png").unlink()
+    refused(pfed_client("evaluate", "--state", state), 60, other)
+    refused(pfed_client("--server", joined.address, "--state", state), 60, other)
 
 
 def test_commands_on_what_is_not_there(home: Path, tmp_path: Path) -> None:

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pytest
 
+from pfed_client.exchange import Exchange
+from pfed_server.publication import read_publication
+from pfedsecure.aggregation.plain import PlainAggregation
 from pfedsecure.errors import MessageRejected
+from pfedsecure.matching.plain import PlainServerMatching
 from pfedsecure.wire.tensors import to_tensor
 from pfedsecure.wire.v1 import round_pb2 as rnd
 from pfedsecure.wire.v1.payload_pb2 import PlainExpert, PlainMatchAnswer
@@ -53,13 +58,9 @@ BAD_REPLIES: dict[str, tuple[dict[str, Any], str]] = {
         {"match": rnd.MatchReply(answer=answer("e")), "get_experts": {"f": expert(GOOD)}},
         "other experts than were asked for",
     ),
-    "expert of another shape": (
-        {"match": rnd.MatchReply(answer=answer("e")), "get_experts": {"e": expert(np.zeros(6))}},
-        r"an expert has shape \(6,\)",
-    ),
-    "expert with infinity": (
-        {"match": rnd.MatchReply(answer=answer("e")), "get_experts": {"e": expert(np.full((2, 3), np.inf))}},
-        "an expert holds numbers that are not finite",
+    "prompt over the norm": (
+        {"get_global_prompt": prompt(np.full((2, 3), 3e38))},
+        r"global prompt has norm .*, over the plan's prompt.max_norm",
     ),
 }
 
@@ -79,6 +80,36 @@ async def test_wrong_answers(federation: Any, make_plan: Any, around: Any, make_
         part = it.store.load().open_round.parts["a"]
         assert part.update_digest is None
         assert part.publication_digest is None
+
+
+@pytest.mark.parametrize(
+    ("bad", "message"),
+    [
+        (np.zeros(6), r"has shape \(6,\)"),
+        (np.full((2, 3), np.inf), "holds numbers that are not finite"),
+        (np.full((2, 3), 3e38), "over the plan's prompt.max_norm"),
+    ],
+)
+async def test_an_expert_that_cannot_be_used_is_left_out(
+    federation: Any, make_plan: Any, around: Any, caplog: pytest.LogCaptureFixture, bad: Any, message: str
+) -> None:
+    """One member must not be able to stop the others: the round goes on with the experts that are good."""
+    async with federation(make_plan(mixture__experts=2)) as it:
+        offer = always(rnd.MatchReply(answer=answer("e", "f")))
+        experts = always({"e": expert(bad), "f": expert(GOOD)})
+        await asyncio.gather(it.run("a", api=around(it.api("a"), match=offer, get_experts=experts)), it.run("b"))
+        np.testing.assert_array_equal(it.model("a").experts, GOOD[None])
+    assert re.search(message, caplog.text)
+
+
+def test_a_prompt_over_the_norm_is_scaled_before_it_is_sent(make_plan: Any) -> None:
+    exchange = Exchange(None, make_plan(prompt__max_norm=5.0), np.zeros((2, 3), np.float32))  # type: ignore[arg-type]
+    upload = exchange.upload(np.full((2, 3), 1000, np.float32), 7)
+    PlainAggregation((2, 3), 5.0).check(upload.contribution)
+    assert upload.publication is not None
+    read_publication(upload.publication, PlainServerMatching((2, 3), 5.0), (2, 3), 5.0)
+    with pytest.raises(MessageRejected, match="the expert has norm 5, over"):
+        read_publication(upload.publication, PlainServerMatching((2, 3), 5.0), (2, 3), 4.99)
 
 
 @pytest.mark.parametrize("method", ["submit_update", "publish_expert"])

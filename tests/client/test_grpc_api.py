@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import socket
+import sqlite3
 import subprocess
 import sys
 import time
@@ -15,6 +17,7 @@ from typing import Any
 import grpc.aio
 import numpy as np
 import pytest
+from sqlalchemy.exc import OperationalError
 
 from pfed_client import grpc_api
 from pfed_client.grpc_api import GrpcApi
@@ -95,9 +98,10 @@ async def test_a_round_of_large_payloads(members: Any, make_plan: Callable[..., 
     """Two clients through a round over mutual TLS; in the next each fetches what the other published."""
     plan = make_plan(prompt__context_length=WIDE[0], backbone__text_width=WIDE[1])
     contexts = {
-        name: np.random.default_rng(seed).normal(size=WIDE).astype(np.float32) for seed, name in enumerate("ab")
+        name: np.random.default_rng(seed).normal(scale=0.1, size=WIDE).astype(np.float32)
+        for seed, name in enumerate("ab")
     }
-    matching, aggregation = PlainClientMatching(), PlainAggregation(WIDE)
+    matching, aggregation = PlainClientMatching(), PlainAggregation(WIDE, math.inf)
     async with (
         served(plan, WIDE, members.server) as address,
         GrpcApi(address, members.identity("a"), retry_seconds=0) as a,
@@ -210,6 +214,31 @@ async def test_a_lost_answer_is_asked_for_again_with_the_same_content() -> None:
         assert (await api.submit_update(1, bytes(3 * CHUNK_BYTES))).sha256 == b"r" * 32
     assert len(seen) == 3
     assert len(set(seen)) == 1
+
+
+async def test_a_fault_of_the_servers_storage_that_passes_ends_no_client(
+    members: Any, make_plan: Callable[..., Plan]
+) -> None:
+    class Locked(SqlStore):
+        faults = 2
+
+        def save_member(self, member: Any) -> Any:
+            if self.faults:
+                self.faults -= 1
+                raise OperationalError("COMMIT", {}, sqlite3.OperationalError("database is locked"))
+            return super().save_member(member)
+
+    plan, reasons = make_plan(), []
+    store = Locked.in_memory(plan)
+    async with (
+        serving(Coordinator(plan, store, context_shape=(2, 3)), ANY_PORT, members.server) as address,
+        GrpcApi(
+            address, members.identity("a"), retry_seconds=30, on_retry=lambda reason, _: reasons.append(str(reason))
+        ) as api,
+    ):
+        assert (await api.join(fed.JoinRequest(plan_digest=plan.digest(), instance_id="a"))).name == "a"
+    store.close()
+    assert reasons == ["the server cannot use its storage at the moment; its log says why"] * 2
 
 
 async def test_one_refusal_may_be_a_server_going_down_two_are_believed(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+import pfedsecure
 from pfed_client.agreement import agree
 from pfed_client.local_model import LocalModel
 from pfed_client.metrics import MetricsLog
@@ -331,3 +332,101 @@ async def test_a_server_restored_from_an_older_copy(federation: Any, make_traine
         with pytest.raises(StateError, match=r"trained in round 5, the server is back at round 1 .*--state"):
             await it.run("a")
         other.cancel()
+
+
+async def test_a_server_that_answers_at_once_is_not_asked_all_the_time(federation: Any, around: Any) -> None:
+    """`a` alone waits for a second client; heartbeats every 0.05 s make at most 20 questions a second."""
+    asked = 0
+    async with federation() as it:
+        api = it.api("a")
+
+        async def await_view(request: Any) -> Any:
+            nonlocal asked
+            asked += 1
+            request.wait_seconds = 0
+            await asyncio.sleep(0)  # as a network would, let others run
+            return await api.await_view(request)
+
+        task = asyncio.create_task(it.run("a", api=around(api, await_view=await_view)))
+        await asyncio.sleep(0.5)
+        assert not task.done()
+        task.cancel()
+    assert 2 <= asked <= 12
+
+
+@pytest.mark.parametrize("denied", ["update", "expert"])
+async def test_a_server_that_denies_what_it_confirmed(federation: Any, around: Any, denied: str) -> None:
+    sent = {"update": 0, "expert": 0}
+    async with federation() as it:
+        api = it.api("a")
+
+        async def await_view(request: Any) -> Any:
+            view = await api.await_view(request)
+            setattr(view, f"{denied}_received", False)
+            return view
+
+        async def submit_update(number: int, content: bytes) -> Any:
+            sent["update"] += 1
+            return await api.submit_update(number, content)
+
+        async def publish_expert(number: int, content: bytes) -> Any:
+            sent["expert"] += 1
+            return await api.publish_expert(number, content)
+
+        lying = around(api, await_view=await_view, submit_update=submit_update, publish_expert=publish_expert)
+        with ClientState(it.folder / "b") as state:  # in the round, but never done with it
+            state.claim("b")
+            await it.api("b").join(join_request(it, state))
+            with pytest.raises(MessageRejected, match=f"the server denies the {denied} of round 1 that it confirmed"):
+                await it.run("a", api=lying)
+    assert sent == {"update": 1, "expert": 1}
+
+
+async def test_what_is_sent_again_counts_the_images_it_was_trained_on(
+    federation: Any, around: Any, make_trainer: Any
+) -> None:
+    """The first session dies before its update arrives; the second has another number of images."""
+    contributions: list[bytes] = []
+    async with federation() as it:
+        api = it.api("a")
+
+        async def lost(number: int, content: bytes) -> Any:
+            contributions.append(content)
+            raise asyncio.CancelledError
+
+        async def submit_update(number: int, content: bytes) -> Any:
+            contributions.append(content)
+            return await api.submit_update(number, content)
+
+        other = asyncio.create_task(it.run("b"))
+        with pytest.raises(asyncio.CancelledError):
+            await it.run("a", api=around(api, submit_update=lost), trainer=make_trainer("a", n_train=3))
+        again = around(api, submit_update=submit_update)
+        await asyncio.gather(it.run("a", api=again, trainer=make_trainer("a", n_train=4)), other)
+    assert contributions[0] == contributions[1]
+    assert [PlainContribution.FromString(content).weight for content in contributions] == [3, 3, 4, 4]
+
+
+async def test_a_diverged_gate_is_not_kept(federation: Any, make_trainer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    trainer = make_trainer("a")
+    train_round = trainer.train_round
+
+    def diverging(*args: Any, **options: Any) -> Any:
+        model, report = train_round(*args, **options)
+        return LocalModel(model.context, {"W": model.gate["W"] * np.nan}, model.experts, 1, 3), report
+
+    monkeypatch.setattr(trainer, "train_round", diverging)
+    async with federation() as it:
+        other = asyncio.create_task(it.run("b"))
+        with pytest.raises(PlanError, match="diverged in round 1"):
+            await it.run("a", trainer=trainer)
+        other.cancel()
+        assert not (it.folder / "a" / "model.safetensors").exists()
+
+
+def join_request(it: Any, state: ClientState) -> Any:
+    from pfedsecure.wire.v1 import federation_pb2 as fed
+
+    return fed.JoinRequest(
+        plan_digest=it.plan.digest(), instance_id=state.record.instance_id, software_version=pfedsecure.__version__
+    )

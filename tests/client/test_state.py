@@ -42,7 +42,7 @@ def test_everything_comes_back(tmp_path: Path, make_plan: Callable[..., Plan], m
     with ClientState(tmp_path / "a") as state:
         state.claim("a")
         state.pin(plan, "f" * 32)
-        state.remember(SETTINGS)
+        state.remember(SETTINGS, "d" * 64)
         assert state.load_model(owner) is None
         state.save_model(model, owner)
         instance_id = state.record.instance_id
@@ -52,6 +52,7 @@ def test_everything_comes_back(tmp_path: Path, make_plan: Callable[..., Plan], m
         assert state.record.plan.digest() == plan.digest()
         assert state.record.federation_id == "f" * 32
         assert state.record.settings == SETTINGS
+        assert state.record.data_fingerprint == "d" * 64
         assert state.record.instance_id == instance_id
         loaded = state.load_model(owner)
         assert loaded is not None
@@ -72,6 +73,19 @@ def test_nobody_else_can_read_it(tmp_path: Path) -> None:
         state.claim("a")
         assert stat.S_IMODE(state.folder.stat().st_mode) == 0o700
         assert stat.S_IMODE((state.folder / "client.json").stat().st_mode) == 0o600
+
+
+def test_images_may_change_until_the_federation_is_joined(tmp_path: Path, make_plan: Callable[..., Plan]) -> None:
+    with ClientState(tmp_path / "a") as state:
+        state.claim("a")
+        state.check_data(SETTINGS, "1" * 64)
+        state.remember(SETTINGS, "1" * 64)
+        state.check_data(SETTINGS, "2" * 64)
+        state.remember(SETTINGS, "2" * 64)
+        state.pin(make_plan(), "f" * 32)
+        state.check_data(SETTINGS, "2" * 64)
+        with pytest.raises(StateError, match=r"a: the images of demo:0/5 are not .*fingerprint 1{12}, then 2{12}"):
+            state.check_data(SETTINGS, "1" * 64)
 
 
 def test_one_process_at_a_time(tmp_path: Path) -> None:
@@ -104,10 +118,13 @@ def test_it_belongs_to_one_client(tmp_path: Path) -> None:
     [
         ("", "damaged .not JSON"),
         ('{"format": 1, "name": "a"', "damaged .not JSON"),
-        ("[]", "damaged"),
+        ("[]", "damaged .not a JSON object"),
+        ("1", "damaged .not a JSON object"),
+        pytest.param("[" * 100_000, "damaged .not JSON", id="nested too deep"),
         ('{"format": 1, "name": "a"}', "instance_id is missing"),
         ('{"format": 1, "name": "a", "instance_id": "i", "extra": 1}', "extra is not a known setting"),
         ('{"format": 1, "name": "a", "instance_id": "i", "federation_id": "f"}', "belong together"),
+        ('{"format": 1, "name": "a", "instance_id": "i", "data_fingerprint": "f"}', "belong together"),
         (
             '{"format": 1, "name": "a", "instance_id": "i", "plan": {"class_names": ["x"]}, "federation_id": "f"}',
             "plan",
@@ -216,7 +233,7 @@ def test_saved_clients(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, make_pla
             with pytest.raises(StateError, match="holds no client that joined"):
                 SavedClient.open(state.folder)
             state.pin(make_plan(), "f" * 32)
-            state.remember(SETTINGS)
+            state.remember(SETTINGS, "d" * 64)
             client = SavedClient.open(None if name == "a" else state.folder)  # also while another process has the lock
             assert (client.name, client.plan, client.settings) == (name, make_plan(), SETTINGS)
             with pytest.raises(StateError, match="holds no model yet"):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import pickle
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -100,6 +102,53 @@ def test_loading_a_file_says_nothing(
     save_file(weights, tmp_path / "clip.safetensors")
     load(config_dir, tmp_path / "clip.safetensors")
     assert [record for record in caplog.records if record.levelname == "WARNING"] == []
+
+
+class SelfStarter(nn.Module):
+    """A TorchScript module whose code makes a file when `torch.jit.load` reads it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.x = torch.zeros(1)
+        self.training = False
+
+    @torch.jit.export
+    def __getstate__(self) -> tuple[torch.Tensor, bool]:
+        return self.x, self.training
+
+    @torch.jit.export
+    def __setstate__(self, state: tuple[torch.Tensor, bool]) -> None:
+        self.x = torch.from_file("trap-sprung", True, 16)
+        self.training = state[1]
+
+    def forward(self) -> torch.Tensor:
+        return self.x
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit")
+def test_code_of_an_archive_is_not_run(config_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    trap, archive = tmp_path / "trap-sprung", tmp_path / "trap.pt"
+    torch.jit.save(torch.jit.script(SelfStarter()), str(archive))
+    torch.jit.load(str(archive))
+    assert trap.exists(), "the archive was to run code when torch.jit.load reads it"
+    trap.unlink()
+    with pytest.raises(CheckpointMismatch, match="not the weights of small-test-clip"):
+        load(config_dir, archive)
+    assert not trap.exists()
+
+
+def test_archive_that_names_a_function_is_refused(config_dir: Path, tmp_path: Path) -> None:
+    class Trap:
+        def __reduce__(self) -> tuple[object, tuple[Path]]:
+            return Path.touch, (tmp_path / "trap sprung",)
+
+    with zipfile.ZipFile(tmp_path / "trap.pt", "w") as archive:
+        archive.writestr("trap/constants.pkl", b"")
+        archive.writestr("trap/data.pkl", pickle.dumps(Trap()))
+    with pytest.raises(BackboneError, match=r"cannot be read as weights.*it names .*, which weights do not need"):
+        load(config_dir, tmp_path / "trap.pt")
+    assert not (tmp_path / "trap sprung").exists()
 
 
 def test_weights_of_another_model(config_dir: Path, weights: dict[str, torch.Tensor], tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import subprocess
 import sys
 from collections import Counter
@@ -32,7 +33,7 @@ def pool_of(contexts: np.ndarray) -> list[PoolEntry]:
 
 
 def ask(pool: list[PoolEntry], context: np.ndarray, k: int, asker: str = "nobody") -> list[tuple[str, float]]:
-    index = PlainServerMatching(SHAPE).index(pool)
+    index = PlainServerMatching(SHAPE, math.inf).index(pool)
     answer = PlainMatchAnswer.FromString(index.answer(CLIENT.query(context.astype(np.float32)), k, asker, 1))
     return [(candidate.expert_id, candidate.distance) for candidate in answer.candidates]
 
@@ -79,7 +80,9 @@ def test_a_query_for_none_gets_none() -> None:
 
 def test_the_answer_names_no_author() -> None:
     contexts = np.random.default_rng(0).normal(size=(5, *SHAPE)).astype(np.float32)
-    answer = PlainServerMatching(SHAPE).index(pool_of(contexts)).answer(CLIENT.query(contexts[0]), 5, name(0), 1)
+    answer = (
+        PlainServerMatching(SHAPE, math.inf).index(pool_of(contexts)).answer(CLIENT.query(contexts[0]), 5, name(0), 1)
+    )
     assert b"client" not in answer
 
 
@@ -91,6 +94,8 @@ def test_the_answer_names_no_author() -> None:
         (b"", r"the sketch has shape \(\), expected \(6,\)"),
         (CLIENT.sketch(np.ones((2, 2), np.float32)), r"the sketch has shape \(4,\), expected \(6,\)"),
         (CLIENT.sketch(np.full(SHAPE, np.nan, np.float32)), "the sketch holds numbers that are not finite"),
+        (CLIENT.sketch(np.full(SHAPE, 3e38, np.float32)), r"the sketch has norm 7\.35e\+38, over the plan's"),
+        (CLIENT.sketch(np.full(SHAPE, 41, np.float32)), r"the sketch has norm 100, over the plan's"),
     ],
 )
 def test_a_sketch_that_cannot_be_used_is_refused(matching: str, sketch: bytes, message: str) -> None:
@@ -98,8 +103,19 @@ def test_a_sketch_that_cannot_be_used_is_refused(matching: str, sketch: bytes, m
         by_plan(matching).check_sketch(sketch)
 
 
+def test_a_huge_sketch_in_the_pool_is_never_offered() -> None:
+    """Its distance is no finite number; FAISS then answers with row -1, which must not become the last of the pool."""
+    contexts = np.ones((4, *SHAPE), np.float32) * np.arange(4, dtype=np.float32)[:, None, None]
+    contexts[2] = 3e38
+    index = PlainServerMatching(SHAPE, math.inf).index(pool_of(contexts))
+    answer = PlainMatchAnswer.FromString(index.answer(CLIENT.query(contexts[0]), 3, name(0), 1))
+    offered = [candidate.expert_id for candidate in answer.candidates]
+    assert len(offered) == len(set(offered)) == 2
+    assert all(np.isfinite(candidate.distance) for candidate in answer.candidates)
+
+
 def test_a_query_is_checked_like_a_sketch() -> None:
-    index = PlainServerMatching(SHAPE).index(pool_of(np.ones((2, *SHAPE))))
+    index = PlainServerMatching(SHAPE, math.inf).index(pool_of(np.ones((2, *SHAPE))))
     with pytest.raises(MessageRejected, match="expected"):
         index.answer(PlainSketch().SerializeToString(), 1, "nobody", 1)
 

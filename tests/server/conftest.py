@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
@@ -180,7 +181,7 @@ class Driver:
         return [from_tensor(PlainExpert.FromString(data).context, SHAPE, "expert") for data in experts.values()]
 
     def contribution(self, context: np.ndarray, weight: int = 1) -> bytes:
-        return PlainAggregation(SHAPE).contribution(context.astype(np.float32), weight)
+        return PlainAggregation(SHAPE, math.inf).contribution(context.astype(np.float32), weight)
 
     def publication(self, context: np.ndarray) -> bytes:
         context = context.astype(np.float32)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import math
 import socket
+import sqlite3
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from typing import Any
@@ -13,6 +15,7 @@ import grpc
 import numpy as np
 import pytest
 from grpc_health.v1 import health_pb2
+from sqlalchemy.exc import OperationalError
 
 from pfed_server.app import serving
 from pfed_server.coordinator import Coordinator
@@ -80,11 +83,11 @@ async def round_opened(stubs: Any, number: int) -> None:
 
 async def test_two_rounds_with_payloads_of_several_chunks(make_plan: MakePlan, members: Any, connect: Any) -> None:
     plan = make_plan(count=2)
-    contexts = dict(zip(("anna", "bert"), np.random.default_rng(0).normal(size=(2, *WIDE)), strict=True))
+    contexts = dict(zip(("anna", "bert"), np.random.default_rng(0).normal(scale=0.1, size=(2, *WIDE)), strict=True))
     contexts = {name: context.astype(np.float32) for name, context in contexts.items()}
 
     async def work(stubs: Any, number: int, context: np.ndarray) -> None:
-        update = PlainAggregation(WIDE).contribution(context, 1)
+        update = PlainAggregation(WIDE, math.inf).contribution(context, 1)
         assert len(update) > 2 * CHUNK_BYTES
         receipt = await outcome(stubs.round.SubmitUpdate(split(Payload(number, update))))
         assert receipt.sha256 == hashlib.sha256(update).digest()
@@ -161,6 +164,9 @@ async def test_health_is_served_on_the_same_port(make_plan: MakePlan, members: A
     async with served(make_plan(), members) as address, connect(address, members.identity("anna")) as anna:
         reply = await anna.health.Check(health_pb2.HealthCheckRequest())
         assert reply.status == health_pb2.HealthCheckResponse.SERVING
+        watch = anna.health.Watch(health_pb2.HealthCheckRequest())
+        assert (await watch.read()).status == health_pb2.HealthCheckResponse.SERVING
+        watch.cancel()
 
 
 @pytest.mark.parametrize(
@@ -180,8 +186,14 @@ async def test_a_message_that_cannot_be_decoded_is_refused(
 
 async def test_streams_that_cannot_be_decoded_are_refused(make_plan: MakePlan, members: Any, connect: Any) -> None:
     plan = make_plan()
-    async with served(plan, members) as address, connect(address, members.identity("anna")) as anna:
+    async with (
+        served(plan, members) as address,
+        connect(address, members.identity("anna")) as anna,
+        connect(address, members.identity("bert")) as bert,
+    ):
         await joined(anna, plan)
+        await joined(bert, plan)
+        await round_opened(anna, 1)
         upload = anna.raw.stream_unary("/pfedsecure.v1.Round/SubmitUpdate")
         with pytest.raises(MessageRejected, match="cannot be decoded"):
             await outcome(upload(iter([b"\xff"])))
@@ -227,7 +239,7 @@ async def test_an_upload_that_breaks_off_is_forgotten(
         await joined(anna, plan)
         await joined(bert, plan)
         await round_opened(anna, 1)
-        content = PlainAggregation((2, 3)).contribution(np.ones((2, 3), np.float32), 1)
+        content = PlainAggregation((2, 3), math.inf).contribution(np.ones((2, 3), np.float32), 1)
 
         async def half() -> AsyncIterator[PayloadChunk]:
             yield next(split(Payload(1, content)))
@@ -244,22 +256,56 @@ async def test_an_upload_that_breaks_off_is_forgotten(
 async def test_a_fault_of_the_server_is_told_without_details(
     make_plan: MakePlan, members: Any, connect: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
-    class FullDisk(SqlStore):
+    class Defective(SqlStore):
         def save_member(self, member: Any) -> Any:
-            raise OSError("no space left on /secret/path")
+            raise ValueError("a defect in /secret/path")
 
     plan = make_plan()
     async with (
-        served(plan, members, store=FullDisk.in_memory(plan)) as address,
+        served(plan, members, store=Defective.in_memory(plan)) as address,
         connect(address, members.identity("anna")) as anna,
     ):
         with pytest.raises(grpc.aio.AioRpcError) as caught:
             await anna.federation.Join(fed.JoinRequest(plan_digest=plan.digest(), instance_id="1"))
         assert caught.value.code() is grpc.StatusCode.INTERNAL
         assert not caught.value.details()
-        assert "no space left on /secret/path" in caplog.text
+        assert "a defect in /secret/path" in caplog.text
         with pytest.raises(PfedError, match="the server failed while it answered"):
             raise_from(caught.value)
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        OSError("no space left on /secret/path"),
+        OperationalError("COMMIT", {}, sqlite3.OperationalError("/secret/path: database is locked")),
+    ],
+)
+async def test_a_fault_of_the_storage_may_pass(
+    make_plan: MakePlan, members: Any, connect: Any, caplog: pytest.LogCaptureFixture, fault: Exception
+) -> None:
+    class Faulty(SqlStore):
+        faults = 1
+
+        def save_member(self, member: Any) -> Any:
+            if self.faults:
+                self.faults -= 1
+                raise fault
+            return super().save_member(member)
+
+    plan = make_plan()
+    async with (
+        served(plan, members, store=Faulty.in_memory(plan)) as address,
+        connect(address, members.identity("anna")) as anna,
+    ):
+        request = fed.JoinRequest(plan_digest=plan.digest(), instance_id="1")
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await anna.federation.Join(request)
+        assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
+        assert caught.value.details() == "the server cannot use its storage at the moment; its log says why"
+        assert "Traceback" in caplog.text
+        assert str(fault) in caplog.text
+        assert (await anna.federation.Join(request)).name == "anna"
 
 
 async def test_stopping_answers_those_who_wait(make_plan: MakePlan, members: Any, connect: Any) -> None:

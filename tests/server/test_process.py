@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import re
 import signal
 import sys
@@ -110,7 +111,7 @@ async def test_killed_in_the_middle_of_rounds_it_finishes_with_the_right_prompt(
         async with connect(address, members.identity(name)) as stubs:
             await seen(stubs, name, lambda view: view.round == number and view.selected)
             row = NAMES.index(name)
-            update = PlainAggregation((2, 3)).contribution(contexts[number - 1, row], weights[row])
+            update = PlainAggregation((2, 3), math.inf).contribution(contexts[number - 1, row], weights[row])
             await stubs.round.SubmitUpdate(split(Payload(number, update)))
 
     async def seen(stubs: Any, name: str, condition: Any) -> None:

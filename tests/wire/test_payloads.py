@@ -74,6 +74,7 @@ def test_chunks_are_bounded_and_none_is_empty(size: int) -> None:
         ([header(b"ab")], "ended after 0 of 2 bytes"),
         ([header(b"ab"), piece(b"a")], "ended after 1 of 2 bytes"),
         ([header(b"ab"), piece(b"a"), header(b"c")], "ended after 1 of 2 bytes"),
+        ([header(b"ab"), piece(b"a"), piece(b""), piece(b"b")], "a chunk of a payload is empty"),
         ([header(b"ab"), piece(b"abc")], "longer than the 2 bytes announced"),
         ([header(b"ab"), piece(b"ab"), piece(b"c")], "does not begin with the header"),
         ([header(b"ab"), piece(b"ba")], "does not match its digest"),
@@ -100,6 +101,17 @@ def test_a_payload_too_large_is_refused_before_any_of_it_is_read() -> None:
     with pytest.raises(MessageRejected, match="over the limit"):
         asyncio.run(join_one(endless(), max_bytes=1000))
     assert read == []
+
+
+def test_a_header_that_is_refused_is_all_that_is_read() -> None:
+    sent = split(Payload(7, b"data", "id"))
+
+    def refuse(seen: PayloadHeader) -> None:
+        raise MessageRejected(f"no round {seen.round} here")
+
+    with pytest.raises(MessageRejected, match="no round 7 here"):
+        asyncio.run(join_one(stream(sent), on_header=refuse))
+    assert next(sent) == piece(b"data"), "the data was not asked for"
 
 
 def test_exactly_one_payload() -> None:

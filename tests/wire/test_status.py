@@ -10,9 +10,17 @@ import pytest
 
 from pfedsecure import errors
 from pfedsecure.errors import MessageRejected, PfedError, ServerUnreachable
-from pfedsecure.wire.status import ERROR_KEY, MAX_DETAIL_CHARS, abort, abort_code, raise_from
+from pfedsecure.wire.status import ERROR_KEY, MAX_DETAIL_CHARS, abort, abort_code, error_raised_by_server, raise_from
 
-TRAVELLING = {"IdentityError", "InsecureTransport", "MessageRejected", "NameTaken", "NotAMember", "PlanMismatch"}
+TRAVELLING = {
+    "IdentityError",
+    "InsecureTransport",
+    "MessageRejected",
+    "NameTaken",
+    "NotAMember",
+    "PlanMismatch",
+    "ServerUnreachable",
+}
 ALL = PfedError.__subclasses__()
 
 
@@ -52,6 +60,7 @@ def failed(code: grpc.StatusCode, details: str = "words", *metadata: tuple[str, 
 async def test_an_error_about_the_call_is_raised_again_on_the_other_side(cls: type[PfedError]) -> None:
     error = await sent(cls("what is wrong; Größe × 3; what to do"))
     assert error.code() is not grpc.StatusCode.INTERNAL
+    assert error_raised_by_server(error) == cls.__name__
     with pytest.raises(cls) as caught:
         raise_from(error)
     assert str(caught.value) == "what is wrong; Größe × 3; what to do"
@@ -67,6 +76,7 @@ def test_other_errors_stay_on_the_server(cls: type[PfedError]) -> None:
 def test_statuses_tell_the_classes_apart_for_other_clients() -> None:
     codes = {name: abort_code(getattr(errors, name)("")) for name in TRAVELLING}
     assert codes["MessageRejected"] is grpc.StatusCode.INVALID_ARGUMENT
+    assert codes["ServerUnreachable"] is grpc.StatusCode.UNAVAILABLE  # what clients of gRPC try again
     assert codes["IdentityError"] is grpc.StatusCode.UNAUTHENTICATED
     assert len(set(codes.values())) == len(TRAVELLING) - 1  # InsecureTransport is about the identity as well
 
@@ -91,6 +101,7 @@ async def test_long_messages_are_cut_to_what_headers_can_carry() -> None:
 def test_failures_of_the_transport_have_a_class_of_their_own(
     code: grpc.StatusCode, cls: type[PfedError], message: str
 ) -> None:
+    assert error_raised_by_server(failed(code)) is None
     with pytest.raises(PfedError) as caught:
         raise_from(failed(code))
     assert type(caught.value) is cls
