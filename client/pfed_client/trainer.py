@@ -127,11 +127,9 @@ class Trainer:
         )
         return trained, report
 
-    @torch.no_grad()
     def evaluate(self, model: LocalModel) -> float:
         """Accuracy in [0, 1] on the client's own test images, over all classes of the plan."""
-        predicted = self._network(model)(self._test.features).argmax(dim=1)
-        return float((predicted == self._test.labels).double().mean())
+        return self._accuracy(self._network(model))
 
     @torch.no_grad()
     def predict(self, model: LocalModel, features: Tensor) -> Tensor:
@@ -153,9 +151,11 @@ class Trainer:
         """Accuracy in [0, 1] on the own test images with a prompt of plain words before the class name."""
         context = self._backbone.words_context(words)
         classes = self._backbone.tower.class_tails(self._backbone.tokenizer, self._plan.class_names, len(context))
-        network = PromptModel(self._backbone.tower, classes, context, self._backbone.logit_scale)
-        with torch.no_grad():
-            predicted = network(self._test.features).argmax(dim=1)
+        return self._accuracy(PromptModel(self._backbone.tower, classes, context, self._backbone.logit_scale))
+
+    @torch.no_grad()
+    def _accuracy(self, network: PromptModel) -> float:
+        predicted = network(self._test.features).argmax(dim=1)
         return float((predicted == self._test.labels).double().mean())
 
     def _gate(self, generator: torch.Generator | None = None) -> Gate:

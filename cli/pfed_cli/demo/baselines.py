@@ -14,7 +14,6 @@ from pfed_client.saved import SavedClient
 from pfed_client.trainer import Trainer
 from pfedsecure.clip.backbone import Backbone, load_backbone
 from pfedsecure.clip.features import image_features
-from pfedsecure.data import open_images
 from pfedsecure.plan import Plan
 
 BASELINES = (Method.ZERO_SHOT, Method.LOCAL, Method.PROMPTFL, Method.GATE_ONLY)
@@ -50,7 +49,7 @@ def compare(layout: Layout, plan: Plan, clients: Sequence[DemoClient]) -> Compar
 
 def _simulated(layout: Layout, plan: Plan, client: DemoClient, backbone: Backbone) -> SimulatedClient:
     saved = SavedClient.open(layout.client_state(client.name))
-    images = open_images(client.data, strict=saved.settings.strict).relabel(plan.class_names)
+    images = saved.images().relabel(plan.class_names)
     features = image_features(backbone, images, cache_dir=saved.folder / "features")
     train, test = split(images, plan, client.name, saved.settings.test_fraction)
     return SimulatedClient(client.name, train=features.subset(train), test=features.subset(test))
