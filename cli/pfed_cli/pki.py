@@ -7,20 +7,25 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import click
 
 from pfedsecure.errors import IdentityError
 from pfedsecure.pki import authority as authorities
+from pfedsecure.pki import epochs
 from pfedsecure.pki import identity as identities
-from pfedsecure.pki import kit as kits
+from pfedsecure.pki.author import Author
 from pfedsecure.pki.authority import Authority, federation_of
 from pfedsecure.pki.certificates import fingerprint, hosts_of, read_subject, spaced
+from pfedsecure.pki.cohort import CohortSecrets
 from pfedsecure.pki.files import exists, read_public, write_public
 from pfedsecure.pki.identity import Identity
+from pfedsecure.pki.installation import install_kit
+from pfedsecure.pki.kit import Kit
 from pfedsecure.pki.names import ROLES, Role
 from pfedsecure.pki.request import REQUEST_FILE, SigningRequest, request
+from pfedsecure.pki.rotation import left_out, live_clients, rotate
 
 _FOLDER = click.Path(file_okay=False, path_type=Path)
 _FILE = click.Path(dir_okay=False, path_type=Path)
@@ -32,6 +37,7 @@ def pki() -> None:
 
     A deployment in five steps: the consortium runs `init` once; every party runs `request` and sends the request;
     the consortium runs `approve` and sends the kit back; the party runs `install`; `show` prints what is there.
+    When a client leaves, the consortium runs `rotate`, and the others `install` the kits of that.
     Private keys never leave the machine that made them.
     """
 
@@ -55,13 +61,13 @@ def init(folder: Path, federation: str) -> None:
 @click.option("--role", type=click.Choice(ROLES), default="client", show_default=True)
 @click.option("--host", "hosts", multiple=True, help="For a server: name or address clients connect to. Repeatable.")
 def request_command(folder: Path, name: str, role: Role, hosts: tuple[str, ...]) -> None:
-    """Makes a private key and a signing request in FOLDER.
+    """Makes the private keys of a party and a signing request in FOLDER.
 
     Send the request to the authority, and tell it the fingerprint by another way, such as a telephone call.
     """
     path = request(folder, name, role, hosts)
     asked = SigningRequest.parse(read_public(path), str(path))
-    click.echo(f"request of {role} {name}: send {path} to the authority; the key stays in {folder}")
+    click.echo(f"request of {role} {name}: send {path} to the authority; all else stays in {folder}")
     click.echo(f"fingerprint, to be told by another way:\n{spaced(asked.fingerprint)}")
 
 
@@ -90,7 +96,10 @@ def approve(
     yes: bool,
     replace: bool,
 ) -> None:
-    """Certifies the key in REQUEST and writes the kit that goes back to the requester. A kit holds nothing secret."""
+    """Certifies the key in REQUEST and writes the kit that goes back to the requester.
+
+    What is secret in a kit only the requester can open: send it any way you like.
+    """
     authority = Authority.load(folder)
     csr_pem = read_public(request_file)
     asked = SigningRequest.parse(csr_pem, str(request_file))
@@ -100,12 +109,11 @@ def approve(
         )
     _print({"name": asked.name, "role": asked.role, "hosts": list(asked.hosts), "days": days})
     _confirm(asked.fingerprint, f"the requester {asked.name}", expected, yes)
-    certificate = authority.approve(
-        csr_pem, name=asked.name, role=asked.role, days=days, hosts=asked.hosts, replace=replace
-    )
+    kit = authority.admit(csr_pem, name=asked.name, role=asked.role, days=days, hosts=asked.hosts, replace=replace)
+    assert kit.certificate is not None
     kit_path = kit_file or Path(f"{asked.name}.kit.json")
-    write_public(kit_path, kits.pack(certificate, authority.certificate))
-    click.echo(f"approved until {certificate.not_valid_after_utc:%Y-%m-%d}: send {kit_path} to {asked.name}")
+    write_public(kit_path, kit.pack())
+    click.echo(f"approved until {kit.certificate.not_valid_after_utc:%Y-%m-%d}: send {kit_path} to {asked.name}")
     click.echo(f"authority fingerprint, to be told by another way:\n{spaced(authority.fingerprint)}")
 
 
@@ -115,15 +123,40 @@ def approve(
 @click.option("--fingerprint", "expected", help="The authority's fingerprint as you were told it; must match.")
 @click.option("--yes", is_flag=True, help="Do not ask: you know where the kit comes from.")
 def install(kit_file: Path, folder: Path, expected: str | None, yes: bool) -> None:
-    """Installs the approval KIT into FOLDER, where `request` made the key."""
-    certificate, authority = kits.unpack(read_public(kit_file), str(kit_file))
-    federation = federation_of(authority)
-    _confirm(fingerprint(authority.public_key()), f"the authority of federation {federation}", expected, yes)
-    identity = identities.install(folder, certificate, authority)
+    """Installs the KIT of an approval or of a rotation into FOLDER, where `request` made the keys.
+
+    The kit of a rotation needs no confirmation: it must be from the authority that is installed already.
+    """
+    kit = Kit.unpack(read_public(kit_file), str(kit_file))
+    federation = federation_of(kit.authority)
+    if kit.certificate is not None or expected is not None:
+        _confirm(fingerprint(kit.authority.public_key()), f"the authority of federation {federation}", expected, yes)
+    identity = install_kit(folder, kit)
+    epoch = "" if kit.sealed is None else f", epoch {kit.sealed.epoch}"
     click.echo(
-        f"{folder} is now {identity.subject.role} {identity.subject.name} of federation {federation}, "
+        f"{folder} is now {identity.subject.role} {identity.subject.name} of federation {federation}{epoch}, "
         f"until {identity.subject.not_after:%Y-%m-%d}"
     )
+
+
+@pki.command(name="rotate")
+@click.argument("folder", metavar="AUTHORITY_FOLDER", type=_FOLDER)
+@click.option("--kits", type=_FOLDER, required=True, help="Folder for the kits: one NAME.kit.json for each client.")
+@click.option("--without", multiple=True, metavar="NAME", help="A client that leaves, for good. Repeatable.")
+def rotate_command(folder: Path, kits: Path, without: tuple[str, ...]) -> None:
+    """Gives the clients a new secret in common, which those who left do not get.
+
+    Until a client has installed its kit, it can open nothing that the others protect with the new secret.
+    """
+    done = rotate(Authority.load(folder), kits, without)
+    click.echo(f"epoch {done.epoch} begins; send each kit to its client, who runs `pfed pki install` with it:")
+    for name, path in done.kits.items():
+        click.echo(f"  {path} to {name}")
+    for record in done.removed:
+        click.echo(
+            f"{record.name} gets no kit; its certificate is still valid until {record.not_after[:10]}, and until then "
+            "the server lets it in (there is no revocation yet)"
+        )
 
 
 @pki.command()
@@ -147,21 +180,27 @@ def show(folder: Path, as_json: bool) -> None:
 
 def _describe_authority(folder: Path) -> dict[str, object]:
     authority = Authority.load(folder)
+    epoch, issued = epochs.read(folder), authority.issued()
     return {
         "kind": "authority",
         "federation": federation_of(authority.certificate),
         "fingerprint": authority.fingerprint,
         "not_after": authority.certificate.not_valid_after_utc.isoformat(),
-        "issued": [asdict(record) for record in authority.issued()],
+        "epoch": None if epoch is None else epoch.number,
+        "removed": list(left_out(folder, live_clients(issued, datetime.now(UTC)))),
+        "issued": [asdict(record) for record in issued],
     }
 
 
 def _describe_identity(folder: Path) -> dict[str, object]:
     certificate, authority = identities.read_certificates(folder)
     subject = read_subject(certificate)
+    epoch = pseudonym = problem = None
     try:
         Identity.load(folder)
-        problem = None
+        if subject.role == "client":
+            epoch = CohortSecrets.load(folder).epoch
+            pseudonym = Author.load(folder).pseudonym
     except IdentityError as error:
         problem = str(error)
     return {
@@ -174,6 +213,8 @@ def _describe_identity(folder: Path) -> dict[str, object]:
         "not_after": subject.not_after.isoformat(),
         "federation": federation_of(authority),
         "authority_fingerprint": fingerprint(authority.public_key()),
+        "epoch": epoch,
+        "pseudonym": pseudonym,
         "problem": problem,
     }
 
@@ -206,9 +247,10 @@ def _print(found: Mapping[str, object]) -> None:
     for key, value in found.items():
         if key == "issued":
             click.echo("issued:")
-            for record in cast("list[dict[str, str]]", value):
+            for record in cast("list[dict[str, Any]]", value):
+                known_as = f", author {record['pseudonym']}" if record["pseudonym"] else ""
                 live = "live" if datetime.fromisoformat(record["not_after"]) >= datetime.now(UTC) else "expired"
-                click.echo(f"  {record['role']} {record['name']}, {live} until {record['not_after'][:10]}")
+                click.echo(f"  {record['role']} {record['name']}, {live} until {record['not_after'][:10]}{known_as}")
                 click.echo(f"    {spaced(record['fingerprint'])}")
             continue
         if key.endswith("fingerprint"):

@@ -1,1 +1,1 @@
-"""Certificates and keys: the authority, the identities it approves, and the checks that both sides of a call run."""
+"""Certificates, keys and the secrets that clients share: the authority, the identities it approves, and every check."""

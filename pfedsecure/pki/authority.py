@@ -1,4 +1,6 @@
-"""The certificate authority of one federation: a folder with its key, its certificate and what it issued."""
+"""The certificate authority of one federation: a folder with its key, its certificate, what it issued, and the newest
+secret that its clients share.
+"""
 
 from __future__ import annotations
 
@@ -9,25 +11,26 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from cryptography import x509
-from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PublicKey
 from cryptography.x509.oid import NameOID
 
 from pfedsecure.errors import IdentityError
-from pfedsecure.pki import registry
+from pfedsecure.pki import epochs, registry
+from pfedsecure.pki.author import pseudonym_of
 from pfedsecure.pki.certificates import KEY_USE, fingerprint, parse_certificate, to_pem, verify
 from pfedsecure.pki.files import exists, locked, make_folder, read_public, reported, write_public, write_secret
-from pfedsecure.pki.keys import new_private_key, private_pem, read_private_key
+from pfedsecure.pki.issuing import CLOCK_SKEW, author_certificate, issue, self_signed
+from pfedsecure.pki.keys import new_private_key, private_pem, read_private_key, sealing_hex
+from pfedsecure.pki.kit import Kit
 from pfedsecure.pki.names import ROLE_URI_PREFIX, Role, is_valid_name, validate_name
 from pfedsecure.pki.registry import IssuedRecord
 from pfedsecure.pki.request import SigningRequest, alternative_hosts
+from pfedsecure.pki.sealed import SealedSecret
 
 KEY_FILE = "authority.key"
 CERTIFICATE_FILE = "authority.crt"
 ISSUED_FILE = "issued.jsonl"
-
-_LIFETIME = timedelta(days=3650)
-_CLOCK_SKEW = timedelta(minutes=5)  # certificates start this much in the past: not all clocks agree
 
 
 @dataclass(frozen=True)
@@ -52,7 +55,7 @@ class Authority:
             prepared = Path(scratch) / "authority"
             make_folder(prepared)
             write_secret(prepared / KEY_FILE, private_pem(key))
-            write_public(prepared / CERTIFICATE_FILE, to_pem(_self_signed(key, federation_name, now)))
+            write_public(prepared / CERTIFICATE_FILE, to_pem(self_signed(key, federation_name, now)))
             write_public(prepared / ISSUED_FILE, b"")
             try:
                 prepared.rename(folder)
@@ -102,17 +105,86 @@ class Authority:
         The certificate is on record before it is returned. A second certificate for the name of a live one is
         refused when the key differs, unless `replace`; the old certificate stays valid until it expires. Raises
         IdentityError for that, for a damaged request, and for a lifetime of no days or beyond the authority's.
+
+        The certificate alone: a client with no more is no member to `rotate`. `admit` gives all that its role needs.
         """
         now = now or datetime.now(UTC)
         requested = SigningRequest.parse(csr_pem, "the request")
+        with locked(self.folder):
+            certificate, record = self._certified(requested, name, role, days, hosts, replace, now)
+            registry.append(self.folder / ISSUED_FILE, record)
+        return certificate
+
+    def admit(
+        self,
+        csr_pem: bytes,
+        *,
+        name: str,
+        role: Role,
+        days: int,
+        hosts: Sequence[str] = (),
+        replace: bool = False,
+        now: datetime | None = None,
+    ) -> Kit:
+        """Approves as `approve` does, and makes the kit to install.
+
+        A client's holds an author certificate and the newest cohort secret, which the first client's approval makes;
+        nothing here makes or reads that secret for a server or an operator. Raises IdentityError also when a client's
+        request lacks the keys for it, or when the secret that clients already have is missing here.
+        """
+        now = now or datetime.now(UTC)
+        requested = SigningRequest.parse(csr_pem, "the request")
+        keys = requested.client_keys if role == "client" else None
+        if role == "client" and keys is None:
+            raise IdentityError(
+                "the request lacks the keys that a client needs, an older version made it: delete that file where it "
+                "was made and run `pfed pki request` there again"
+            )
+        with locked(self.folder):
+            certificate, record = self._certified(requested, name, role, days, hosts, replace, now)
+            kit = Kit(self.certificate, certificate)
+            if keys is not None:
+                author = author_certificate(self.certificate, self._key, keys.author, certificate.not_valid_after_utc)
+                record = record.with_author(sealing_hex(keys.sealing), pseudonym_of(keys.author), author.serial_number)
+                kit = Kit(self.certificate, certificate, author, self.seal(self._epoch(), record))
+            registry.append(self.folder / ISSUED_FILE, record)
+        return kit
+
+    def seal(self, epoch: epochs.Epoch, client: IssuedRecord) -> SealedSecret:
+        """The secret of `epoch` for a client on record with its sealing key."""
+        assert client.sealing_key is not None
+        key = X25519PublicKey.from_public_bytes(bytes.fromhex(client.sealing_key))
+        return SealedSecret.seal(epoch.secret, epoch.number, client.fingerprint, key, self._key)
+
+    def _epoch(self) -> epochs.Epoch:
+        """The current epoch; the first one when no client was given any. Called under the lock."""
+        epoch = epochs.read(self.folder)
+        if epoch is None and any(record.sealing_key is not None for record in self.issued()):
+            raise IdentityError(
+                f"{self.folder / epochs.EPOCH_FILE} is missing, but clients hold its secret: restore the newest backup"
+            )
+        return epoch or epochs.first(self.folder)
+
+    def _certified(
+        self,
+        requested: SigningRequest,
+        name: str,
+        role: Role,
+        days: int,
+        hosts: Sequence[str],
+        replace: bool,
+        now: datetime,
+    ) -> tuple[x509.Certificate, IssuedRecord]:
+        """A certificate and what is to be recorded of it. Called under the lock."""
         validate_name(name)
         until = self._until(now, days)
-        extensions = [x509.UniformResourceIdentifier(ROLE_URI_PREFIX + role), *alternative_hosts(role, hosts)]
-        with locked(self.folder):
-            self._refuse_taken(name, requested.fingerprint, now, replace)
-            certificate = self._sign(requested.key, name, role, extensions, now, until)
-            registry.append(self.folder / ISSUED_FILE, IssuedRecord.of(verify(certificate, self.certificate, now)))
-        return certificate
+        alternatives = [x509.UniformResourceIdentifier(ROLE_URI_PREFIX + role), *alternative_hosts(role, hosts)]
+        self._refuse_taken(name, requested.fingerprint, now, replace)
+        subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
+        certificate = issue(
+            self.certificate, self._key, requested.key, subject, KEY_USE[role], alternatives, (now - CLOCK_SKEW, until)
+        )
+        return certificate, IssuedRecord.of(verify(certificate, self.certificate, now))
 
     def _until(self, now: datetime, days: int) -> datetime:
         if days < 1:
@@ -132,26 +204,6 @@ class Authority:
                     "choose another name, or approve with --replace if its holder lost that key"
                 )
 
-    def _sign(
-        self,
-        key: ec.EllipticCurvePublicKey,
-        name: str,
-        role: Role,
-        alternatives: Sequence[x509.GeneralName],
-        now: datetime,
-        until: datetime,
-    ) -> x509.Certificate:
-        return (
-            _builder(key, self._key.public_key(), now, until)
-            .subject_name(x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)]))
-            .issuer_name(self.certificate.subject)
-            .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
-            .add_extension(_key_usage(digital_signature=True), critical=True)
-            .add_extension(x509.ExtendedKeyUsage([KEY_USE[role]]), critical=False)
-            .add_extension(x509.SubjectAlternativeName(alternatives), critical=False)
-            .sign(self._key, hashes.SHA256())
-        )
-
 
 def federation_of(authority: x509.Certificate) -> str:
     """The name of the federation whose authority this certificate is; IdentityError when `create` did not make it."""
@@ -159,50 +211,3 @@ def federation_of(authority: x509.Certificate) -> str:
     if len(names) != 1 or not is_valid_name(names[0]):
         raise IdentityError("authority certificate names no federation: use one that `pfed pki init` made")
     return names[0]
-
-
-def _self_signed(key: ec.EllipticCurvePrivateKey, federation_name: str, now: datetime) -> x509.Certificate:
-    name = x509.Name(
-        [
-            x509.NameAttribute(NameOID.ORGANIZATION_NAME, federation_name),
-            x509.NameAttribute(NameOID.COMMON_NAME, "pfedsecure authority"),
-        ]
-    )
-    return (
-        _builder(key.public_key(), key.public_key(), now, now + _LIFETIME)
-        .subject_name(name)
-        .issuer_name(name)
-        .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
-        .add_extension(_key_usage(key_cert_sign=True, crl_sign=True), critical=True)
-        .sign(key, hashes.SHA256())
-    )
-
-
-def _builder(
-    key: ec.EllipticCurvePublicKey, issuer: ec.EllipticCurvePublicKey, now: datetime, until: datetime
-) -> x509.CertificateBuilder:
-    return (
-        x509.CertificateBuilder()
-        .public_key(key)
-        .serial_number(x509.random_serial_number())  # 159 random bits: the most that 20 positive octets hold
-        .not_valid_before(now - _CLOCK_SKEW)
-        .not_valid_after(until)
-        .add_extension(x509.SubjectKeyIdentifier.from_public_key(key), critical=False)
-        .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(issuer), critical=False)
-    )
-
-
-def _key_usage(
-    *, digital_signature: bool = False, key_cert_sign: bool = False, crl_sign: bool = False
-) -> x509.KeyUsage:
-    return x509.KeyUsage(
-        digital_signature=digital_signature,
-        content_commitment=False,
-        key_encipherment=False,
-        data_encipherment=False,
-        key_agreement=False,
-        key_cert_sign=key_cert_sign,
-        crl_sign=crl_sign,
-        encipher_only=False,
-        decipher_only=False,
-    )

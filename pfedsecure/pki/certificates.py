@@ -1,8 +1,9 @@
 """Reading and verifying certificates of one federation.
 
-`verify` is the only way from a certificate to a `Subject` that may be trusted. Chain, signature, validity window and
-critical extensions are judged by cryptography's own X.509 verifier; this module adds what is ours (name and role) and
-puts a refusal into one clear line.
+`verify` is the only way from a certificate to a `Subject` that may be trusted, and only a `Subject` may call. Who
+wrote an expert is another question, with certificates of its own: `author.verify_author`. Chain, signature, validity
+window and critical extensions are judged by cryptography's own X.509 verifier; this module adds what is ours (name and
+role) and puts a refusal into one clear line.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass
 from datetime import datetime
+from functools import cache, lru_cache
 
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
@@ -100,38 +102,53 @@ def verify(certificate: x509.Certificate, authority: x509.Certificate, now: date
     Not checked: that the presenter holds the private key (TLS does) and revocation. Raises IdentityError.
     """
     subject = read_subject(certificate)
+    verify_issued(certificate, authority, now, KEY_USE[subject.role], f"{subject.role} {subject.name}")
+    return subject
 
-    def exactly_its_role(_policy: Policy, _certificate: x509.Certificate, usage: x509.ExtendedKeyUsage) -> None:
-        if list(usage) != [KEY_USE[subject.role]]:
-            raise ValueError("extended key usage does not fit the role")
 
+def verify_issued(
+    certificate: x509.Certificate, authority: x509.Certificate, now: datetime, usage: x509.ObjectIdentifier, who: str
+) -> None:
+    """The part of `verify` that is the same for every kind of certificate: all but whom it names.
+
+    `usage`: the one key usage that it must be for. `who` goes into the IdentityError that refuses it.
+    """
+    ca_policy, ee_policy = _policies(usage)
     verifier = (
         PolicyBuilder()
-        .store(Store([authority]))
+        .store(_store(authority))
         .time(now)
-        .extension_policies(
-            ca_policy=ExtensionPolicy.webpki_defaults_ca(),
-            ee_policy=ExtensionPolicy.webpki_defaults_ee().require_present(
-                x509.ExtendedKeyUsage, Criticality.AGNOSTIC, exactly_its_role
-            ),
-        )
+        .extension_policies(ca_policy=ca_policy, ee_policy=ee_policy)
         .build_client_verifier()
     )
     try:
         verifier.verify(certificate, [])
     except VerificationError as error:
-        raise IdentityError(_why_refused(certificate, subject, authority, now, error)) from None
-    return subject
+        raise IdentityError(_why_refused(certificate, f"certificate of {who}", authority, now, error)) from None
+
+
+@lru_cache(maxsize=16)
+def _store(authority: x509.Certificate) -> Store:
+    return Store([authority])
+
+
+@cache
+def _policies(usage: x509.ObjectIdentifier) -> tuple[ExtensionPolicy, ExtensionPolicy]:
+    """For authorities and for leaves, whose extended key usage is exactly `usage`."""
+
+    def exactly_that(_policy: Policy, _certificate: x509.Certificate, found: x509.ExtendedKeyUsage) -> None:
+        if list(found) != [usage]:
+            raise ValueError("extended key usage does not fit the role")
+
+    leaves = ExtensionPolicy.webpki_defaults_ee().require_present(
+        x509.ExtendedKeyUsage, Criticality.AGNOSTIC, exactly_that
+    )
+    return ExtensionPolicy.webpki_defaults_ca(), leaves
 
 
 def _why_refused(
-    certificate: x509.Certificate,
-    subject: Subject,
-    authority: x509.Certificate,
-    now: datetime,
-    error: VerificationError,
+    certificate: x509.Certificate, who: str, authority: x509.Certificate, now: datetime, error: VerificationError
 ) -> str:
-    who = f"certificate of {subject.role} {subject.name}"
     try:
         certificate.verify_directly_issued_by(authority)
     except (ValueError, TypeError, InvalidSignature):

@@ -13,13 +13,16 @@ from pathlib import Path
 from cryptography import x509
 
 from pfedsecure.errors import IdentityError
+from pfedsecure.pki.author import AUTHOR_CERTIFICATE_FILE, Author
 from pfedsecure.pki.authority import CERTIFICATE_FILE as AUTHORITY_CERTIFICATE_FILE
 from pfedsecure.pki.authority import Authority
 from pfedsecure.pki.certificates import read_subject
+from pfedsecure.pki.cohort import COHORT_FILE, CohortSecrets
 from pfedsecure.pki.files import exists, locked, make_folder, read_public
-from pfedsecure.pki.identity import CERTIFICATE_FILE, Identity, install, read_certificates
+from pfedsecure.pki.identity import CERTIFICATE_FILE, Identity, read_certificates
+from pfedsecure.pki.installation import install_kit
 from pfedsecure.pki.names import Role, parse_host
-from pfedsecure.pki.request import REQUEST_FILE, request
+from pfedsecure.pki.request import REQUEST_FILE, SigningRequest, request
 
 DEVELOPMENT_FOLDER = Path("certs/dev")
 DEVELOPMENT_FEDERATION = "development-only"
@@ -46,10 +49,11 @@ def ensure_development_pki(
 def enrol(folder: Path, name: str, role: Role, destination: Path, *, now: datetime | None = None) -> Identity:
     """The identity of `name` in `destination`, certified by the development authority in `folder` unless it is there.
 
-    The key is made in `destination`. A live certificate is kept, an expired one replaced for the same key. A name
-    given before to another key is given again: here the server alone keeps two clients from sharing one. Safe to call
-    from several processes at once. Raises IdentityError when there is no development authority, or when `destination`
-    holds an identity of another name, role or authority.
+    The keys are made in `destination`. A live certificate is kept, an expired one replaced for the same key. A client
+    gets its author certificate and the cohort secret too; call this in the client's own process, not in the server's.
+    A name given before to another key is given again: here the server alone keeps two clients from sharing one. Safe
+    to call from several processes at once. Raises IdentityError when there is no development authority, or when
+    `destination` holds an identity of another name, role or authority, or a client's that an older version made.
     """
     if not exists(folder / "authority" / AUTHORITY_CERTIFICATE_FILE):
         raise IdentityError(
@@ -74,14 +78,27 @@ def _enrolled(folder: Path, name: str, role: Role, destination: Path, hosts: Seq
                 f"{destination} is the identity of {subject.role} {subject.name}, not of {role} {name}: "
                 "use another folder"
             )
-        if now <= subject.not_after and _covers(certificate, hosts):
+        if now <= subject.not_after and _covers(certificate, hosts) and _is_complete(destination, role, now):
             return Identity.load(destination, role=role, now=now)
-    if not exists(destination / REQUEST_FILE):
+    path = destination / REQUEST_FILE
+    if not exists(path):
         request(destination, name, role, hosts)
-    certificate = authority.approve(
-        read_public(destination / REQUEST_FILE), name=name, role=role, days=_DAYS, hosts=hosts, replace=True, now=now
-    )
-    return install(destination, certificate, authority.certificate, now=now)
+    csr = read_public(path)
+    if role == "client" and SigningRequest.parse(csr, str(path)).client_keys is None:
+        raise IdentityError(f"{destination} was enrolled by an older version: delete it, and it is made anew")
+    kit = authority.admit(csr, name=name, role=role, days=_DAYS, hosts=hosts, replace=True, now=now)
+    return install_kit(destination, kit, now=now)
+
+
+def _is_complete(destination: Path, role: Role, now: datetime) -> bool:
+    """Whether a live identity has all that goes with its role; IdentityError when something of that is damaged."""
+    if role != "client":
+        return True
+    if not exists(destination / AUTHOR_CERTIFICATE_FILE) or not exists(destination / COHORT_FILE):
+        return False
+    Author.load(destination, now=now)
+    CohortSecrets.load(destination)
+    return True
 
 
 def _covers(certificate: x509.Certificate, hosts: Sequence[str]) -> bool:

@@ -30,15 +30,14 @@ def write_secret(path: Path, data: bytes) -> None:
             temporary.unlink()
 
 
+def replace_secret(path: Path, data: bytes) -> None:
+    """Creates or replaces `path` with `data`, open to its owner alone. For secrets that follow each other, not keys."""
+    _replace(path, data, 0o600)
+
+
 def write_public(path: Path, data: bytes) -> None:
     """Creates or replaces `path` with `data`, readable by all; a reader sees the old file or the new, never a part."""
-    with reported(path):
-        temporary = _write_beside(path, data, 0o644)
-        try:
-            temporary.replace(path)
-        except OSError:
-            temporary.unlink()
-            raise
+    _replace(path, data, 0o644)
 
 
 def make_folder(folder: Path) -> None:
@@ -110,6 +109,16 @@ def reported(path: Path) -> Iterator[None]:
         raise
     except OSError as error:
         raise IdentityError(f"cannot write {path}: {error.strerror}") from None
+
+
+def _replace(path: Path, data: bytes, mode: int) -> None:
+    with reported(path):
+        temporary = _write_beside(path, data, mode)
+        try:
+            temporary.replace(path)
+        except OSError:
+            temporary.unlink()
+            raise
 
 
 def _write_beside(path: Path, data: bytes, mode: int) -> Path:

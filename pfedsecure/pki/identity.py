@@ -88,8 +88,16 @@ def install(
     """Puts an approved certificate beside the key that requested it; returns the identity.
 
     Everything is checked before anything is written. The caller has made sure that `authority` is the right one, by
-    its fingerprint: nothing here can. Raises IdentityError.
+    its fingerprint: nothing here can. Raises IdentityError. What else a client gets: `installation.install_kit`.
     """
+    check_answers(folder, certificate, authority, now or datetime.now(UTC))
+    write_public(folder / AUTHORITY_FILE, to_pem(authority))
+    write_public(folder / CERTIFICATE_FILE, to_pem(certificate))  # last: it is what makes the identity complete
+    return Identity.load(folder, now=now)
+
+
+def check_answers(folder: Path, certificate: x509.Certificate, authority: x509.Certificate, now: datetime) -> Subject:
+    """The subject of `certificate`, which answers the request in `folder` and is acceptable; IdentityError if not."""
     key_path = folder / KEY_FILE
     if not exists(key_path):
         raise IdentityError(f"{folder} holds no key: name the folder in which `pfed pki request` made the request")
@@ -98,7 +106,4 @@ def install(
             f"this certificate is for {read_subject(certificate).name} with another key than {key_path}: "
             "use the kit that answers this request"
         )
-    verify(certificate, authority, now or datetime.now(UTC))
-    write_public(folder / AUTHORITY_FILE, to_pem(authority))
-    write_public(folder / CERTIFICATE_FILE, to_pem(certificate))  # last: it is what makes the identity complete
-    return Identity.load(folder, now=now)
+    return verify(certificate, authority, now)

@@ -1,27 +1,40 @@
-"""The authority's append-only record of every certificate it issued, one JSON object a line."""
+"""The authority's append-only records, one JSON object a line: every certificate it issued, every member it removed."""
 
 from __future__ import annotations
 
 import json
 import os
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
+from typing import TypeVar
 
 from pfedsecure.errors import IdentityError
 from pfedsecure.pki.certificates import Subject
-from pfedsecure.pki.files import read_public, reported
+from pfedsecure.pki.files import exists, read_public, reported
+
+_SEALING_KEY_BYTES = 32
+
+_Record = TypeVar("_Record")
 
 
 @dataclass(frozen=True)
 class IssuedRecord:
-    """One issued certificate. `serial` and `fingerprint` in hexadecimal, `not_after` in ISO 8601 with its offset."""
+    """One issued certificate. `serial` and `fingerprint` in hexadecimal, `not_after` in ISO 8601 with its offset.
+
+    A client that got a kit has more: the key to which its secrets are sealed (`keys.sealing_hex`), and the author
+    certificate that went with it. Here alone a pseudonym stands beside a name.
+    """
 
     serial: str
     name: str
     role: str
     fingerprint: str
     not_after: str
+    sealing_key: str | None = None
+    pseudonym: str | None = None
+    author_serial: str | None = None
 
     @classmethod
     def of(cls, subject: Subject) -> IssuedRecord:
@@ -29,32 +42,61 @@ class IssuedRecord:
             f"{subject.serial:x}", subject.name, subject.role, subject.fingerprint, subject.not_after.isoformat()
         )
 
+    def with_author(self, sealing_key: str, pseudonym: str, author_serial: int) -> IssuedRecord:
+        """That of the same certificate, when its kit brings all that a client gets."""
+        return replace(self, sealing_key=sealing_key, pseudonym=pseudonym, author_serial=f"{author_serial:x}")
+
     def is_live(self, now: datetime) -> bool:
         """Whether the certificate has not expired at `now` (timezone-aware)."""
         return now <= datetime.fromisoformat(self.not_after)
 
 
-def append(path: Path, record: IssuedRecord) -> None:
+@dataclass(frozen=True)
+class RemovedRecord:
+    """A member that gets no further cohort secret. `serial`: of its newest certificate; a later one brings it back."""
+
+    name: str
+    serial: str
+    at: str
+
+
+def append(path: Path, record: IssuedRecord | RemovedRecord) -> None:
     """Adds `record` and waits until it is on disk; IdentityError when it cannot be written."""
-    line = json.dumps(vars(record)).encode() + b"\n"
+    content = {key: value for key, value in vars(record).items() if value is not None}
+    line = json.dumps(content).encode() + b"\n"
     with reported(path), path.open("ab", buffering=0) as file:
         file.write(line)
         os.fsync(file.fileno())
 
 
 def read(path: Path) -> list[IssuedRecord]:
-    """All records, oldest first.
+    """All issued certificates, oldest first.
 
     IdentityError when the file is missing or damaged: without it no name is protected.
     """
+    return _read(path, _issued)
+
+
+def read_removed(path: Path) -> list[RemovedRecord]:
+    """All removals, oldest first; none when there is no file. IdentityError when it is damaged."""
+    return _read(path, lambda content: RemovedRecord(**content)) if exists(path) else []
+
+
+def _issued(content: dict[str, str]) -> IssuedRecord:
+    record = IssuedRecord(**content)
+    datetime.fromisoformat(record.not_after)
+    if record.sealing_key is not None and len(bytes.fromhex(record.sealing_key)) != _SEALING_KEY_BYTES:
+        raise ValueError("no sealing key")
+    return record
+
+
+def _read(path: Path, parse: Callable[[dict[str, str]], _Record]) -> list[_Record]:
     records = []
     for number, line in enumerate(read_public(path).splitlines(keepends=True), start=1):
         try:
             if not line.endswith(b"\n"):
                 raise ValueError("cut short")
-            record = IssuedRecord(**json.loads(line))
-            datetime.fromisoformat(record.not_after)
+            records.append(parse(json.loads(line)))
         except (ValueError, TypeError):
             raise IdentityError(f"{path} line {number} is damaged: restore the file from its backup") from None
-        records.append(record)
     return records

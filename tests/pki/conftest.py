@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from pfedsecure.pki.authority import Authority
-from pfedsecure.pki.identity import Identity, install
+from pfedsecure.pki.identity import Identity
+from pfedsecure.pki.installation import install_kit
 from pfedsecure.pki.names import Role
 from pfedsecure.pki.request import request
 
@@ -33,7 +34,7 @@ def enrolled(tmp_path: Path) -> Enrol:
     ) -> Identity:
         folder = tmp_path / f"{authority.folder.name}-{name}"
         csr = request(folder, name, role, hosts).read_bytes()
-        certificate = authority.approve(csr, name=name, role=role, days=days, hosts=hosts, now=now)
-        return install(folder, certificate, authority.certificate, now=now)
+        kit = authority.admit(csr, name=name, role=role, days=days, hosts=hosts, now=now)
+        return install_kit(folder, kit, now=now)
 
     return enrol

@@ -8,12 +8,16 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner, Result
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.serialization import Encoding
 
 from pfed_cli.pki import pki
 from pfedsecure.errors import IdentityError
 from pfedsecure.pki.authority import Authority
 from pfedsecure.pki.certificates import spaced
 from pfedsecure.pki.identity import Identity
+from pfedsecure.pki.keys import new_private_key
 
 Run = Callable[..., Result]
 
@@ -79,10 +83,20 @@ def test_show(pfed_pki: Run) -> None:
     issued = authority["issued"]
     assert isinstance(issued, list)
     assert [(record["name"], record["serial"]) for record in issued] == [("alice", identity["serial"])]
+    assert identity["epoch"] == authority["epoch"] == 1
+    assert identity["pseudonym"] == issued[0]["pseudonym"]
     text = pfed_pki("show", "a").output
+    assert f"pseudonym: {identity['pseudonym']}" in text
+    assert "epoch: 1" in text
     assert f"fingerprint: {spaced(str(identity['fingerprint']))}" in text
     assert "problem: -" in text
-    assert "  client alice, live until" in pfed_pki("show", "ca").output
+    shown_authority = pfed_pki("show", "ca").output
+    assert "  client alice, live until" in shown_authority
+    assert f", author {identity['pseudonym']}" in shown_authority
+    secret = json.loads(Path("a/cohort.json").read_text())["secrets"]["1"]
+    for folder in ("a", "ca"):
+        for options in ([], ["--json"]):
+            assert secret not in pfed_pki("show", folder, *options).output
 
 
 def test_show_tells_what_is_wrong_with_an_identity(pfed_pki: Run) -> None:
@@ -130,6 +144,67 @@ def test_a_refused_approval_leaves_no_kit_and_no_record(
     assert Authority.load(Path("ca")).issued() == []
 
 
+def admit(run: Run, folder: str, name: str, *options: str) -> None:
+    """Takes a client through request, approval and installation."""
+    run("request", folder, "--name", name)
+    assert run("approve", f"{folder}/identity.csr", "--authority", "ca", "--yes", *options).exit_code == 0
+    assert run("install", f"{name}.kit.json", folder, "--yes").exit_code == 0
+
+
+def test_a_client_leaves(requested: Run) -> None:
+    for folder, name in (("a", "alice"), ("b", "bob"), ("m", "mallory")):
+        admit(requested, folder, name)
+    done = requested("rotate", "ca", "--kits", "kits", "--without", "mallory")
+    assert "epoch 2 begins; send each kit to its client" in done.output
+    assert "  kits/alice.kit.json to alice\n  kits/bob.kit.json to bob\n" in done.output
+    assert "mallory gets no kit; its certificate is still valid until 20" in done.output
+    assert "there is no revocation yet" in done.output
+    assert sorted(path.name for path in Path("kits").iterdir()) == ["alice.kit.json", "bob.kit.json"]
+    installed = requested("install", "kits/alice.kit.json", "a")
+    assert "a is now client alice of federation hospitals, epoch 2, until" in installed.output
+    assert [shown(requested, folder)["epoch"] for folder in ("a", "b", "m", "ca")] == [2, 1, 1, 2]
+    assert shown(requested, "ca")["removed"] == ["mallory"]
+    assert "removed: mallory" in requested("show", "ca").output
+    assert "this kit is for another client's key" in refused(requested("install", "kits/alice.kit.json", "m"))
+    assert "already has epoch 2" in refused(requested("install", "alice.kit.json", "a", "--yes"))
+    admit(requested, "m", "mallory")
+    assert shown(requested, "m")["epoch"] == 2
+    assert shown(requested, "ca")["removed"] == []
+
+
+def test_an_unknown_leaver(requested: Run) -> None:
+    admit(requested, "a", "alice")
+    unknown = requested("rotate", "ca", "--kits", "kits", "--without", "alice", "--without", "malory")
+    assert "malory is no client with a live certificate: `pfed pki show ca` lists them" in refused(unknown)
+    assert shown(requested, "ca")["epoch"] == 1
+    assert not Path("kits").exists()
+
+
+def test_the_kit_of_a_rotation_from_a_strange_authority(requested: Run) -> None:
+    """It is not asked about, so it must be of the authority that is installed."""
+    admit(requested, "a", "alice")
+    requested("init", "other", "--federation", "hospitals")
+    requested("approve", "a/identity.csr", "--authority", "other", "--yes", "--kit", "x.json")
+    requested("rotate", "other", "--kits", "kits")
+    strange = ("install", "kits/alice.kit.json", "a")
+    assert "this kit is of another authority than the one of a: nothing was done" in refused(
+        requested(*strange, "--yes")
+    )
+    assert "not the one that you gave" in refused(requested(*strange, "--fingerprint", "00"))
+
+
+def test_a_request_of_an_older_version(requested: Run) -> None:
+    old = x509.CertificateSigningRequestBuilder().subject_name(
+        x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "alice")])
+    )
+    role = x509.SubjectAlternativeName([x509.UniformResourceIdentifier("urn:pfedsecure:role:client")])
+    csr = old.add_extension(role, critical=False).sign(new_private_key(), hashes.SHA256())
+    Path("old.csr").write_bytes(csr.public_bytes(Encoding.PEM))
+    lacking = refused(requested("approve", "old.csr", "--authority", "ca", "--yes"))
+    assert "the request lacks the keys that a client needs, an older version made it: delete that file" in lacking
+    assert not Path("alice.kit.json").exists()
+
+
 def test_a_closed_input_is_no_confirmation(requested: Run) -> None:
     assert requested("approve", "a/identity.csr", "--authority", "ca").exit_code != 0
     assert Authority.load(Path("ca")).issued() == []
@@ -157,7 +232,7 @@ def test_install_refuses_what_is_not_vouched_for_or_not_for_this_key(requested: 
     requested("request", "b", "--name", "bob")
     wrong = requested("install", "alice.kit.json", "b", "--yes")
     assert "this certificate is for alice with another key than b/identity.key" in refused(wrong)
-    assert "a/identity.csr is not an approval kit" in refused(requested("install", "a/identity.csr", "a", "--yes"))
+    assert "a/identity.csr is not a kit" in refused(requested("install", "a/identity.csr", "a", "--yes"))
     assert not list(Path().glob("[ab]/*.crt"))
 
 
@@ -172,6 +247,8 @@ def test_install_refuses_what_is_not_vouched_for_or_not_for_this_key(requested: 
         (["approve", "a/identity.key", "--authority", "ca"], "a/identity.key is not a request"),
         (["approve", "a/identity.csr", "--authority", "a"], "a holds no authority: make one with"),
         (["install", "none.json", "a"], "cannot read none.json"),
+        (["rotate", "a", "--kits", "kits"], "a holds no authority: make one with"),
+        (["rotate", "ca", "--kits", "kits"], "ca has no cohort secret yet"),
     ],
 )
 def test_mistakes_take_one_line(requested: Run, words: list[str], message: str) -> None:
@@ -184,6 +261,9 @@ def test_mistakes_take_one_line(requested: Run, words: list[str], message: str) 
         ["init", "ca"],
         ["request", "b"],
         ["request", "b", "--name", "bob", "--role", "root"],
+        ["request", "b", "--name", "bob", "--role", "author"],
+        ["rotate", "ca"],
+        ["rotate", "--kits", "kits"],
         ["approve", "a/identity.csr"],
         ["approve", "a/identity.csr", "--authority", "ca", "--days", "0"],
     ],

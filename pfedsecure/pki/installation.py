@@ -1,0 +1,63 @@
+"""Installing a kit beside the keys that requested it: every check first, every file after."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from pathlib import Path
+
+from cryptography import x509
+from cryptography.hazmat.primitives.serialization import Encoding
+
+from pfedsecure.errors import IdentityError
+from pfedsecure.pki import cohort
+from pfedsecure.pki.author import AUTHOR_CERTIFICATE_FILE, pseudonym_of, verify_author
+from pfedsecure.pki.certificates import Subject, fingerprint, to_pem
+from pfedsecure.pki.files import locked, write_public
+from pfedsecure.pki.identity import Identity, check_answers, install
+from pfedsecure.pki.keys import read_private_key, read_sealing_key
+from pfedsecure.pki.kit import Kit
+from pfedsecure.pki.request import AUTHOR_KEY_FILE, KEY_FILE, SEALING_KEY_FILE
+
+
+def install_kit(folder: Path, kit: Kit, *, now: datetime | None = None) -> Identity:
+    """Puts all that `kit` brings into `folder`; returns the identity there.
+
+    Guaranteed against whoever had the kit in its hands on the way: nothing of it was changed, the cohort secret is one
+    that the authority made for this very client, and no kit brings back an older epoch or another secret for a known
+    one. Everything is checked before anything is written. The caller has made sure that the authority of an approval
+    is the right one, by its fingerprint; that of a rotation must be the one installed. Raises IdentityError.
+    """
+    now = now or datetime.now(UTC)
+    if kit.certificate is None:
+        if Identity.load(folder, role="client", now=now).authority != kit.authority:
+            raise IdentityError(f"this kit is of another authority than the one of {folder}: nothing was done")
+    else:
+        subject = check_answers(folder, kit.certificate, kit.authority, now)
+        _check_complete(subject, kit)
+    if kit.author is not None:
+        _check_author(folder, kit.author, kit.authority, now)
+    with locked(folder):
+        if kit.sealed is not None:
+            owner = fingerprint(kit.authority.public_key())
+            recipient = fingerprint(read_private_key(folder / KEY_FILE).public_key())
+            secret = kit.sealed.open(read_sealing_key(folder / SEALING_KEY_FILE), recipient, kit.authority)
+            cohort.write(folder, owner, cohort.extended(folder, owner, kit.sealed.epoch, secret))
+        if kit.author is not None:
+            write_public(folder / AUTHOR_CERTIFICATE_FILE, to_pem(kit.author))
+        if kit.certificate is not None:  # last: it is what makes the identity complete
+            return install(folder, kit.certificate, kit.authority, now=now)
+    return Identity.load(folder, now=now)
+
+
+def _check_complete(subject: Subject, kit: Kit) -> None:
+    if subject.role == "client" and kit.sealed is None:
+        raise IdentityError(f"this kit lacks the cohort secret of client {subject.name}: ask for a new approval")
+    if subject.role != "client" and kit.sealed is not None:
+        raise IdentityError(f"this kit gives {subject.role} {subject.name} a secret of clients: ask for a new approval")
+
+
+def _check_author(folder: Path, certificate: x509.Certificate, authority: x509.Certificate, now: datetime) -> None:
+    author = verify_author(certificate.public_bytes(Encoding.DER), authority, now)
+    path = folder / AUTHOR_KEY_FILE
+    if author.pseudonym != pseudonym_of(read_private_key(path).public_key()):
+        raise IdentityError(f"this kit has an author certificate for another key than {path}: ask for a new approval")
