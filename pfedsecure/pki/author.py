@@ -12,13 +12,13 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from cryptography import x509
-from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
+from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from pfedsecure.errors import IdentityError
-from pfedsecure.pki.certificates import fingerprint, parse_certificate, verify_issued
+from pfedsecure.pki.certificates import UNREADABLE, fingerprint, parse_certificate, verify_issued
 from pfedsecure.pki.files import exists, read_public
 from pfedsecure.pki.identity import read_certificates
 from pfedsecure.pki.keys import read_private_key, require_p256
@@ -103,7 +103,7 @@ def verify_author(certificate: bytes, authority: x509.Certificate, now: datetime
         subject = parsed.subject
         alternatives = parsed.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
         key = require_p256(parsed.public_key(), "an author certificate")
-    except (ValueError, UnsupportedAlgorithm, x509.ExtensionNotFound, x509.DuplicateExtension):
+    except UNREADABLE:
         raise _malformed() from None
     pseudonym = pseudonym_of(key)
     if subject != author_name(pseudonym) or list(alternatives) != [AUTHOR_MARK]:

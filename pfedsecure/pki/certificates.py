@@ -30,6 +30,17 @@ from cryptography.x509.verification import (
 from pfedsecure.errors import IdentityError
 from pfedsecure.pki.names import ROLE_URI_PREFIX, Role, is_role, is_valid_name
 
+UNREADABLE = (
+    ValueError,
+    TypeError,
+    UnsupportedAlgorithm,
+    x509.DuplicateExtension,
+    x509.ExtensionNotFound,
+    x509.InvalidVersion,
+    x509.UnsupportedGeneralNameType,
+)
+"""What `cryptography` raises while it reads a certificate or request that somebody made to be unreadable."""
+
 KEY_USE = {
     "client": ExtendedKeyUsageOID.CLIENT_AUTH,
     "operator": ExtendedKeyUsageOID.CLIENT_AUTH,
@@ -66,7 +77,7 @@ def parse_certificate(pem: bytes, source: str) -> x509.Certificate:
     """The one certificate in `pem`; IdentityError naming `source` when there is none, or more than one."""
     try:
         (certificate,) = x509.load_pem_x509_certificates(pem)
-    except ValueError:
+    except UNREADABLE:
         raise IdentityError(f"{source} is not one PEM certificate: get it again from where it was made") from None
     return certificate
 
@@ -78,7 +89,7 @@ def read_subject(certificate: x509.Certificate) -> Subject:
         alternatives = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
         marks = alternatives.get_values_for_type(x509.UniformResourceIdentifier)
         key = certificate.public_key()
-    except (ValueError, UnsupportedAlgorithm, x509.ExtensionNotFound, x509.DuplicateExtension):
+    except UNREADABLE:
         raise _malformed() from None
     roles = [mark.removeprefix(ROLE_URI_PREFIX) for mark in marks if mark.startswith(ROLE_URI_PREFIX)]
     if len(names) != 1 or not is_valid_name(names[0]) or len(roles) != 1 or not is_role(roles[0]):

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cryptography import x509
-from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
+from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
@@ -20,7 +20,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509.oid import NameOID
 
 from pfedsecure.errors import IdentityError
-from pfedsecure.pki.certificates import fingerprint
+from pfedsecure.pki.certificates import UNREADABLE, fingerprint
 from pfedsecure.pki.files import exists, make_folder, write_public, write_secret
 from pfedsecure.pki.keys import (
     new_private_key,
@@ -96,7 +96,7 @@ class SigningRequest:
             client_keys = _read_client_keys(others, key) if role == "client" and others else None
             if others and client_keys is None:
                 raise ValueError("keys that are for clients only")
-        except (ValueError, UnsupportedAlgorithm, InvalidSignature, x509.ExtensionNotFound, x509.DuplicateExtension):
+        except (*UNREADABLE, InvalidSignature):
             raise IdentityError(f"{source} is not a request that `pfed pki request` made: make it again") from None
         addresses = (str(address) for address in wanted.get_values_for_type(x509.IPAddress))
         hosts = (*wanted.get_values_for_type(x509.DNSName), *addresses)

@@ -13,7 +13,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from pfedsecure.errors import IdentityError
-from pfedsecure.pki.certificates import verify
+from pfedsecure.pki.certificates import UNREADABLE, verify
 from pfedsecure.pki.identity import Identity
 from pfedsecure.pki.keys import require_p256
 
@@ -74,7 +74,7 @@ class Certificates:
             return known[0]
         try:
             parsed = x509.load_der_x509_certificate(certificate)
-        except ValueError:
+        except UNREADABLE:
             raise IdentityError("a certificate is not X.509 in DER: get it from its owner again") from None
         subject = verify(parsed, self._authority, now)
         if subject.role != "client":

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import shutil
 import subprocess
+import warnings
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -14,13 +15,16 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding
+from cryptography.utils import CryptographyDeprecationWarning
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from pfedsecure.errors import IdentityError
+from pfedsecure.pki.author import verify_author
 from pfedsecure.pki.authority import Authority
 from pfedsecure.pki.certificates import fingerprint, hosts_of, parse_certificate, spaced, to_pem, verify
 from pfedsecure.pki.identity import Identity
 from pfedsecure.pki.keys import new_private_key, read_private_key
+from pfedsecure.secagg import Certificates
 
 Enrol = Callable[..., Identity]
 
@@ -144,6 +148,21 @@ def test_a_single_changed_bit_is_noticed(authority: Authority, enrolled: Enrol, 
     der[flip] ^= 1
     with pytest.raises(IdentityError):
         verify(parse_certificate(_as_pem(bytes(der)), "alice"), authority.certificate, now())
+
+
+def test_whatever_bits_are_changed_the_error_is_ours(authority: Authority, enrolled: Enrol) -> None:
+    """The parser has errors of its own for some; one that came through would end whoever reads the certificate."""
+    der = enrolled(authority, "alice").certificate.public_bytes(Encoding.DER)
+    with warnings.catch_warnings(category=CryptographyDeprecationWarning, action="ignore"):
+        for position in range(len(der)):
+            for bit in (0x01, 0x20, 0x80):
+                changed = der[:position] + bytes([der[position] ^ bit]) + der[position + 1 :]
+                with pytest.raises(IdentityError):
+                    verify(parse_certificate(_as_pem(changed), "alice"), authority.certificate, now())
+                with pytest.raises(IdentityError):
+                    Certificates(authority.certificate).signer(changed, now())
+                with pytest.raises(IdentityError):
+                    verify_author(changed, authority.certificate, now())
 
 
 def test_validity_windows(authority: Authority, enrolled: Enrol) -> None:
