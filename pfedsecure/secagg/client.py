@@ -157,14 +157,16 @@ class ClientRound:
 
         return self._answer(Step.SHARE, roster, answer)
 
-    def mask(self, inbox: bytes, update: Update) -> bytes:
+    def mask(self, inbox: bytes, update: Update, *, rounding: Entropy | None = None) -> bytes:
         """Take in the shares of others, encode `update` and mask it.
 
-        Private keys and seed are forgotten; asked again, the client sends the same and does not look at `update`.
+        `rounding` decides which way its numbers are rounded: it may be known to all, but must be uniform. Private keys
+        and seed are forgotten; asked again, the client sends the same and does not look at `update`.
         Raises MessageRejected, naming the dealer of a share that is not what it committed to, and when fewer than the
         quorum or too few of this client's holders take part; ValueError for an update that `Encoding.encode` refuses.
         """
-        reply = self._answer(Step.MASK, inbox, lambda state: self._mask(state, inbox, update))
+        entropy = rounding or self._entropy
+        reply = self._answer(Step.MASK, inbox, lambda state: self._mask(state, inbox, update, entropy))
         self._require_cohort().forget_secrets()
         return reply
 
@@ -212,7 +214,7 @@ class ClientRound:
             raise MessageRejected("the roster is not known yet")
         return self._cohort
 
-    def _mask(self, state: wire.ClientRoundState, data: bytes, update: Update) -> bytes:
+    def _mask(self, state: wire.ClientRoundState, data: bytes, update: Update, rounding: Entropy) -> bytes:
         cohort = self._require_cohort()
         inbox = messages.parse(wire.Inbox, data, cohort.largest_inbox, "the inbox")
         participants = cohort.require_quorum(inbox.participants, "participants")
@@ -224,7 +226,7 @@ class ClientRound:
         take_in(state, cohort, inbox, dealers)
         state.participants = inbox.participants
         digest = participants_digest(cohort.roster.digest, participants)
-        vector = cohort.encoding.encode(update, self._entropy)
+        vector = cohort.encoding.encode(update, rounding)
         masks = Masks(cohort.encoding.length, cohort.encoding.dtype)
         agreement = keys.Agreement(state.mask_key)
         for partner in np.union1d(dealers, holders[participants[holders]]).tolist():

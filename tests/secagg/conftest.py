@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import copy
+import importlib.util
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pytest
@@ -25,9 +28,11 @@ from pfedsecure.secagg import (
     Update,
     result,
 )
+from pfedsecure.wire.v1.secagg_pb2 import ClientRoundState
 
 NOW = datetime(2030, 1, 1, tzinfo=UTC)
 PLAN, MODEL = "ab" * 32, "cd" * 32
+UPDATE = Update(np.array([0.5, -0.5, 0.25, 0.0, 1.0], np.float32), 10)
 
 
 class Consortium:
@@ -117,6 +122,36 @@ class Round:
         self.unmask(unmasking)
         return result(self.server)
 
+    def before(self, step: Step) -> ClientRound:
+        """c00 of a finished round as it was before `step`, SHARE to UNMASK. What it saves goes nowhere."""
+        if step is Step.SHARE:
+            client = copy.copy(self.clients["c00"])
+            client._state = ClientRoundState.FromString(self.states["c00"][0])
+            client._cohort = None
+            client._save = lambda state: None
+            return client
+        return ClientRound.restore(
+            self.states["c00"][step - 2],
+            self.setting,
+            self.consortium.client("c00"),
+            self.consortium.certificates,
+            now=NOW,
+            save=lambda state: None,
+        )
+
+    @staticmethod
+    def ask(client: ClientRound, step: Step, request: bytes) -> bytes:
+        """A client's answer to whatever is sent to it for `step`."""
+        match step:
+            case Step.SHARE:
+                return client.share(request, NOW)
+            case Step.MASK:
+                return client.mask(request, UPDATE)
+            case Step.CONFIRM:
+                return client.confirm(request)
+            case _:
+                return client.unmask(request)
+
     def _step(self, step: Step, names: Iterable[str] | None, answer: Callable[[str, bytes], bytes]) -> None:
         server = self.server
         chosen = server.expected(step) if names is None else sorted(names)
@@ -152,3 +187,22 @@ def update_of() -> Callable[..., Update]:
         return Update(values, int(generator.integers(1, 1000)), metrics)
 
     return make
+
+
+@pytest.fixture(scope="session")
+def attacker() -> ModuleType:
+    """attacker.py; these tests are no package that could import it."""
+    spec = importlib.util.spec_from_file_location("secagg_attacker", Path(__file__).with_name("attacker.py"))
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="session")
+def done(new_round: Callable[..., Round]) -> Round:
+    """A finished round of four, each client with everything that it saved. Not to be changed."""
+    this = new_round(4)
+    this.run(dict.fromkeys(this.names, UPDATE))
+    return this
