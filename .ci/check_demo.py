@@ -29,6 +29,17 @@ def problems(summary: dict[str, object]) -> list[str]:
         for weaker in ("zero_shot", "local", "promptfl")
         if not mean["pfedmoap"] > mean[weaker]
     ]
+    protections = summary["protections"]
+    assert isinstance(protections, dict)
+    found += [
+        f"{what} is {protections[what]}, not {expected}"
+        for what, expected in (("aggregation", "secure"), ("experts", "sealed"))
+        if protections[what] != expected
+    ]
+    if protections["matching"] == "plain":
+        found.append("matching is plain: the server sees prompts")
+    if summary["same_in_process"] is not True:
+        found.append("the same federation in one process gave other accuracies")
     if summary["transport"] != "mtls":
         found.append(f"transport is {summary['transport']}, not mtls")
     return found

@@ -28,7 +28,7 @@ from pfedsecure.clip.backbone import Backbone, load_backbone
 from pfedsecure.clip.features import FeatureSet, image_features
 from pfedsecure.data import ImageSet
 from pfedsecure.errors import BackboneError
-from pfedsecure.plan import BackbonePlan, MixturePlan, Plan, PromptPlan, RoundsPlan, TrainingPlan
+from pfedsecure.plan import BackbonePlan, MixturePlan, Plan, PromptPlan, ProtectionPlan, RoundsPlan, TrainingPlan
 
 from .allocator import keep_freed_memory
 from .contract import Bar, Outcome, benchmark
@@ -88,6 +88,8 @@ def make_plan(class_names: Sequence[str], n_clients: int, task: Task, model: str
         mixture=MixturePlan(experts=9, gate_width=64),
         training=TrainingPlan(local_epochs=2, prompt_lr=0.02, gate_lr=0.01),
         rounds=RoundsPlan(count=task.rounds, minimum_cohort=n_clients),
+        # All parties are this one process: there is nobody to protect anybody from, and the nearest experts are asked.
+        protection=ProtectionPlan(aggregation="plain", experts="plain", matching="plain"),
     )
     return plan_of(task.method, plan)
 

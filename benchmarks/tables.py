@@ -12,7 +12,7 @@ import click
 
 from pfed_cli.methods import TITLES
 
-from .contract import Report, Row
+from .contract import Bar, Report, Row
 
 
 def table_of(report: Report) -> str:
@@ -48,11 +48,62 @@ def federation_table(report: Report) -> str:
     lines.append("")
     for bar, found in report.bars.items():
         deviation = "" if found.deviation is None else f" ± {found.deviation:.2f}"
-        limit = (
-            "no limit" if found.limit is None else f"{found.sense} {found.limit:g}: {'ok' if found.ok else 'missed'}"
-        )
-        lines.append(f"- `{bar}`: {found.value:.2f}{deviation} points ({limit})")
+        lines.append(f"- `{bar}`: {found.value:.2f}{deviation} points ({_limit(found)})")
     return "\n".join(lines)
+
+
+def secagg_table(report: Report) -> str:
+    """Cohorts down, costs across, ways that are compared one after the other in a cell; above, what it ran on."""
+    ways = {way: title for way, title in _WAYS.items() if any(row["way"] == way for row in report.rows)}
+    compared = " / ".join(ways.values())
+    across = {
+        f"client, ms: {compared}": ("client_ms", 1.0, list(ways)),
+        "in its first round": ("client_first_ms", 1.0, ["pfedsecure"]),
+        f"server, ms: {compared}": ("server_ms", 1.0, list(ways)),
+        "relaying, ms": ("server_relay_ms", 1.0, ["pfedsecure"]),
+        f"sent, kB: {compared}": ("bytes_up", 1e3, list(ways)),
+        f"received, kB: {compared}": ("bytes_down", 1e3, list(ways)),
+        "server, MiB": ("server_mib", 1.0, ["pfedsecure"]),
+        "error / bound": ("error_over_bound", 1.0, ["pfedsecure"]),
+    }
+    lines = [
+        _ran_on(report),
+        "",
+        "| clients | values | drop out | graph | " + " | ".join(across) + " |",
+        "|---" * (len(across) + 4) + "|",
+    ]
+    for case in dict.fromkeys((row["clients"], row["values"], row["dropout"]) for row in report.rows):
+        of_case = {row["way"]: row for row in report.rows if (row["clients"], row["values"], row["dropout"]) == case}
+        ours = of_case["pfedsecure"]
+        graph = f"{ours['graph']}, k = {ours['holders']}, t = {ours['threshold']}"
+        cells = [
+            " / ".join(_amount(of_case[way], column, unit) for way in asked if way in of_case)
+            for column, unit, asked in across.values()
+        ]
+        lines.append(f"| {case[0]:,} | {case[1]:,} | {case[2]:.0%} | {graph} | " + " | ".join(cells) + " |")
+    lines.append("")
+    lines += [f"- `{bar}`: {_readable(found.value)} ({_limit(found)})" for bar, found in report.bars.items()]
+    return "\n".join(lines)
+
+
+def _ran_on(report: Report) -> str:
+    versions = [f"{name} {report.machine.versions[name]}" for name in ("python", "numpy", "cryptography")]
+    if report.params["flwr"] is not None:
+        versions.append(f"flwr {report.params['flwr']}")
+    return f"{report.machine.cpu}, {report.machine.cores} cores; {', '.join(versions)}."
+
+
+def _amount(row: Row, column: str, unit: float) -> str:
+    return _readable(float(row[column]) / unit)  # type: ignore[arg-type]
+
+
+def _readable(value: float) -> str:
+    """Three digits, and all of those before the point."""
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+
+
+def _limit(bar: Bar) -> str:
+    return "no limit" if bar.limit is None else f"{bar.sense} {bar.limit:g}: {'ok' if bar.ok else 'missed'}"
 
 
 def _percent(rows: list[Row], column: str) -> str:
@@ -62,4 +113,6 @@ def _percent(rows: list[Row], column: str) -> str:
     return f"{fmean(values):.1f}" + (f" ± {stdev(values):.1f}" if len(values) > 1 else "")
 
 
-_TABLES: dict[str, Callable[[Report], str]] = {"federation": federation_table}
+_WAYS = {"pfedsecure": "ours", "flower": "Flower", "ckks": "CKKS"}
+
+_TABLES: dict[str, Callable[[Report], str]] = {"federation": federation_table, "secagg": secagg_table}

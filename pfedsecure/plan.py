@@ -82,11 +82,14 @@ class RoundsPlan(_Section):
     count: Annotated[int, Field(ge=1)] = 10
     participation: Annotated[float, Field(gt=0, le=1)] = 1.0
     """Share of the clients online that is chosen for a round (at least `minimum_cohort`)."""
-    minimum_cohort: Annotated[int, Field(ge=1)] = 2
-    """Fewer updates than this and the round is abandoned."""
+    minimum_cohort: Annotated[int, Field(ge=1)] = 3
+    """Fewer updates than this and the round is abandoned; secure aggregation hides nobody among fewer than three."""
     start_clients: Annotated[int, Field(ge=1)] | None = None
     """Clients that must be online before the first round; `minimum_cohort` when not given."""
     deadline_seconds: Positive = 600.0
+    """For training: whoever has not sent the first message of the aggregation by then is left out."""
+    step_seconds: Positive = 60.0
+    """For each further step of the aggregation."""
     heartbeat_seconds: Positive = 5.0
     """A client that has not been heard of for six of these is taken for gone."""
 
@@ -98,9 +101,37 @@ class RoundsPlan(_Section):
 class ProtectionPlan(_Section):
     """What hides what from whom. Everything that is off is said aloud by server and client."""
 
-    aggregation: Literal["plain"] = "plain"
-    matching: Literal["plain", "random"] = "plain"
-    """`random` picks experts by lot: a baseline, as little protected as `plain`."""
+    aggregation: Literal["secure", "plain"] = "secure"
+    """`secure`: the server learns the cohort's mean and no single prompt, weight or metric."""
+    experts: Literal["sealed", "plain"] = "sealed"
+    """`sealed`: clients lend each other prompts in envelopes that the server cannot open or make."""
+    matching: Literal["random", "plain"] = "random"
+    """`random` draws experts by lot and tells the server nothing; `plain` finds the nearest and shows it prompts."""
+    metrics: bool = False
+    """Whether clients that agree add accuracy and loss to the secure sum, so that the operator sees their means."""
+
+    @model_validator(mode="after")
+    def _metrics_are_protected(self) -> ProtectionPlan:
+        if self.metrics and self.aggregation != "secure":
+            raise ValueError('metrics take aggregation = "secure": the server would see every client\'s own')
+        return self
+
+
+class SecureAggregationPlan(_Section):
+    """Range and precision of what is summed, and what the sparse graph of large cohorts relies on."""
+
+    clip: Positive = 4.0
+    """Each number of a prompt is clipped to [-clip, clip]; a client says so when that changes its prompt."""
+    max_weight: Annotated[int, Field(ge=1, lt=2**29)] = 10_000
+    """A client counts with its number of training images, but with no more than this."""
+    precision: Positive = 2e-3
+    """Largest error that fixed point may add to a mean of weight 1; a mean weight of w makes it w times smaller."""
+    complete_up_to: Annotated[int, Field(ge=3, le=4096)] = 64
+    """Up to so many clients everybody shares secrets with everybody; above, with as many as the bounds ask for."""
+    assumed_corrupt: Annotated[float, Field(ge=0, lt=1 / 3)] = 0.2
+    """Share of a cohort that may collude with the server, above `complete_up_to`; below, it is less than a third."""
+    assumed_dropout: Annotated[float, Field(ge=0, lt=1 / 3)] = 0.3
+    """Share of a cohort that may drop out, above `complete_up_to`; below, it is less than a third."""
 
 
 class Plan(_Section):
@@ -116,6 +147,17 @@ class Plan(_Section):
     training: TrainingPlan = TrainingPlan()
     rounds: RoundsPlan = RoundsPlan()
     protection: ProtectionPlan = ProtectionPlan()
+    secure_aggregation: SecureAggregationPlan = SecureAggregationPlan()
+
+    @model_validator(mode="after")
+    def _cohort_hides_its_members(self) -> Plan:
+        minimum = self.rounds.minimum_cohort
+        if self.protection.aggregation == "secure" and minimum < 3:
+            raise ValueError(
+                f'rounds.minimum_cohort {minimum} is too small for protection.aggregation = "secure": of two clients '
+                'each could read the other\'s prompt off the mean; make it 3 or more, or ask for "plain"'
+            )
+        return self
 
     @model_validator(mode="after")
     def _class_names_distinct(self) -> Plan:
@@ -132,6 +174,11 @@ class Plan(_Section):
         """K: experts borrowed per client and round; PromptFL borrows none."""
         return self.mixture.experts if self.method == "pfedmoap" else 0
 
+    @property
+    def sealed_experts(self) -> bool:
+        """Whether clients lend each other experts that the server cannot open."""
+        return self.n_experts > 0 and self.protection.experts == "sealed"
+
     def to_json(self) -> str:
         """Canonical form: what `digest` is taken of and what travels."""
         return json.dumps(self.model_dump(mode="json", by_alias=True), sort_keys=True, separators=(",", ":"))
@@ -142,15 +189,14 @@ class Plan(_Section):
 
     def unprotected(self) -> tuple[str, ...]:
         """One sentence for each protection that this plan leaves off: who can see what because of it."""
-        sentences = [
-            "aggregation = plain: the server sees every client's prompt and number of training images",
-        ]
-        if self.n_experts:
-            sentences.append("experts travel unsealed: the server sees every prompt that clients lend each other")
-            sentences.append(
-                f"matching = {self.protection.matching}: the server sees what experts are matched on and who gets whose"
-            )
-        sentences.append("no differential privacy: prompts may reveal training examples to peers and to the server")
+        sentences = []
+        if self.protection.aggregation == "plain":
+            sentences.append("aggregation = plain: the server sees every client's prompt and number of training images")
+        if self.n_experts and self.protection.experts == "plain":
+            sentences.append("experts = plain: the server sees every prompt that clients lend each other")
+        if self.n_experts and self.protection.matching == "plain":
+            sentences.append("matching = plain: the server sees every prompt that experts are matched on")
+        sentences.append("no differential privacy: prompts may reveal training examples to the peers that borrow them")
         return tuple(sentences)
 
     @classmethod

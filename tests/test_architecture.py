@@ -13,6 +13,7 @@ HEAVY = {"torch", "torchvision", "open_clip", "opacus"}
 RULES = {
     "pfedsecure": {"pfed_server", "pfed_client", "pfed_cli", "pfed_benchmarks"},
     "pfedsecure/aggregation": HEAVY,
+    "pfedsecure/experts": HEAVY,
     "pfedsecure/matching": HEAVY,
     "pfedsecure/pki": HEAVY,
     "pfedsecure/secagg": HEAVY,

@@ -37,8 +37,8 @@ def test_toml_and_json_give_the_same_plan(tmp_path: Path) -> None:
 
 
 def test_digest_does_not_depend_on_the_order_of_the_file(tmp_path: Path) -> None:
-    one = read(tmp_path, TWO + "[rounds]\ncount = 3\nminimum_cohort = 1\n[training]\nbatch_size = 8\n")
-    two = read(tmp_path, "[training]\nbatch_size = 8\n[rounds]\nminimum_cohort = 1\ncount = 3\n".join([TWO, ""]))
+    one = read(tmp_path, TWO + "[rounds]\ncount = 3\nminimum_cohort = 4\n[training]\nbatch_size = 8\n")
+    two = read(tmp_path, "[training]\nbatch_size = 8\n[rounds]\nminimum_cohort = 4\ncount = 3\n".join([TWO, ""]))
     assert one.digest() == two.digest()
 
 
@@ -67,7 +67,10 @@ def test_digest_depends_on_the_order_of_classes(tmp_path: Path) -> None:
         (TWO + "[rounds]\ncuont = 3", r"rounds\.cuont is not a known setting; remove it or check its spelling"),
         (TWO + "[training]\nprompt_lr = nan", r"training\.prompt_lr: "),
         (TWO + "[mixture]\ngate_width = 100\ngate_heads = 8", "gate_width 100 is not a multiple of gate_heads 8"),
-        (TWO + '[protection]\naggregation = "secure"', r"protection\.aggregation: .*\(given 'secure'\)"),
+        (TWO + '[protection]\naggregation = "none"', r"protection\.aggregation: .*\(given 'none'\)"),
+        (TWO + "[rounds]\nminimum_cohort = 2", r"minimum_cohort 2 is too small .*: of two clients each could read"),
+        (TWO + '[protection]\naggregation = "plain"\nmetrics = true', 'metrics take aggregation = "secure"'),
+        (TWO + "[secure_aggregation]\nassumed_corrupt = 0.4", r"assumed_corrupt: .*less than 0\.33"),
         (TWO + 'name = "a b"', "name: "),
         (TWO + "seed = -1", "seed: "),
         ("class_names = [", "not valid TOML"),
@@ -91,10 +94,27 @@ def test_received_plan_that_is_invalid() -> None:
 
 
 def test_everything_that_is_off_is_named() -> None:
-    said = " ".join(Plan(class_names=("a", "b")).unprotected())
-    for part in ("aggregation = plain", "experts travel unsealed", "matching = plain", "no differential privacy"):
-        assert part in said
-    assert "experts" not in " ".join(Plan(class_names=("a", "b"), method="promptfl").unprotected())
-    assert "matching = random" in " ".join(
-        Plan.model_validate({"class_names": ("a", "b"), "protection": {"matching": "random"}}).unprotected()
+    def said(**settings: object) -> str:
+        return " ".join(Plan.model_validate({"class_names": ("a", "b"), **settings}).unprotected())
+
+    plain = {"aggregation": "plain", "experts": "plain", "matching": "plain"}
+    for part in ("aggregation = plain", "experts = plain", "matching = plain", "no differential privacy"):
+        assert part in said(protection=plain)
+    assert "experts" not in said(protection=plain, method="promptfl")
+    assert "matching" not in said(protection=plain, method="promptfl")
+
+
+def test_protections_are_on_unless_they_are_asked_off() -> None:
+    plan = Plan(class_names=("a", "b"))
+    assert (plan.protection.aggregation, plan.protection.experts, plan.protection.metrics) == (
+        "secure",
+        "sealed",
+        False,
     )
+    assert plan.protection.matching != "plain"
+    assert len(plan.unprotected()) == 1  # differential privacy, which there is none of yet
+
+
+def test_two_may_take_part_where_nothing_hides_them(tmp_path: Path) -> None:
+    plan = read(tmp_path, TWO + '[rounds]\nminimum_cohort = 2\n[protection]\naggregation = "plain"\n')
+    assert plan.rounds.minimum_cohort == 2

@@ -44,8 +44,14 @@ class InProcessApi(FederationApi):
         self.fetched[round_number] = tuple(expert_ids)
         return await self._coordinator.get_experts(self._peer, round_number, expert_ids)
 
-    async def submit_update(self, round_number: int, contribution: bytes) -> rnd.Receipt:
-        return await self._coordinator.submit_update(self._peer, round_number, contribution)
+    async def report_expert(self, request: rnd.ReportExpertRequest) -> rnd.ReportExpertReply:
+        return await self._coordinator.report_expert(self._peer, request)
 
     async def publish_expert(self, round_number: int, publication: bytes) -> rnd.Receipt:
         return await self._coordinator.publish_expert(self._peer, round_number, publication)
+
+    async def get_step_request(self, round_number: int, step: int) -> bytes:
+        return await self._coordinator.get_step_request(self._peer, round_number, step)
+
+    async def submit_step(self, round_number: int, step: int, message: bytes) -> rnd.Receipt:
+        return await self._coordinator.submit_step(self._peer, round_number, step, message)

@@ -146,13 +146,14 @@ class _Federation:
         self._backbone = backbone
         self._folder = folder
         self._store = SqlStore.in_memory(plan)
+        authority = Authority.create(folder / "pki" / "authority", "simulation")
         self._coordinator = Coordinator(
             plan,
             self._store,
             context_shape=(plan.prompt.context_length, backbone.tower.width),
+            authority=authority.certificate,
             clock=StandingClock(),
         )
-        Authority.create(folder / "pki" / "authority", "simulation")
 
     async def run(self, clients: Sequence[SimulatedClient]) -> dict[str, ClientResult]:
         try:
@@ -185,6 +186,7 @@ class _Federation:
                 state,
                 Trainer(self._plan, self._backbone, client.train, client.test, name=client.name),
                 backbone_digest=self._backbone.digest,
+                identity=identity,
                 executor=training_thread,
             )
             accuracy = await session.run()

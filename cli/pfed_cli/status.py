@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import click
@@ -50,6 +50,8 @@ def as_plain(value: object) -> object:
     """A message as dictionaries, lists, numbers and strings; unlike protobuf's own JSON, integers stay integers."""
     if isinstance(value, Message):
         return {field.name: as_plain(getattr(value, field.name)) for field in value.DESCRIPTOR.fields}
+    if isinstance(value, Mapping):
+        return {key: as_plain(element) for key, element in sorted(value.items())}
     if isinstance(value, Iterable) and not isinstance(value, str):
         return [as_plain(element) for element in value]
     return value
@@ -61,9 +63,10 @@ def print_status(reply: ops.GetStatusReply, console: Console) -> None:
     def say(line: str) -> None:
         console.print(Text(one_line(line)), soft_wrap=True)
 
-    left = f", {reply.seconds_left:.0f} s left" if reply.phase == "round open" else ""
+    left = f", step {reply.step}, {reply.seconds_left:.0f} s left" if reply.phase == "round open" else ""
     say(f"federation {reply.federation} ({reply.federation_id[:12]}), plan {reply.plan_digest[:12]}, {reply.transport}")
     say(f"{reply.phase}: round {reply.round}, {reply.rounds_completed} of {reply.rounds_planned} completed{left}")
+    say(f"aggregation {reply.aggregation}, experts {reply.experts}, matching {reply.matching}")
     for sentence in reply.unprotected:
         say(f"NOT PROTECTED: {sentence}")
     if reply.members:
@@ -73,17 +76,26 @@ def print_status(reply: ops.GetStatusReply, console: Console) -> None:
 
 
 def _members(reply: ops.GetStatusReply) -> Table:
-    table = Table("client", "online", "in cohort", "update", "expert", "last round", title="members")
+    table = Table("client", "online", "in cohort", "step", "expert", "last round", "reports", title="members")
     for member in reply.members:
-        marks = (member.online, member.in_cohort, member.update_received, member.expert_received)
         table.add_row(
-            Text(one_line(member.name)), *("yes" if mark else "–" for mark in marks), str(member.last_round or "–")
+            Text(one_line(member.name)),
+            _mark(member.online),
+            _mark(member.in_cohort),
+            str(member.step_received or "–"),
+            _mark(member.expert_received),
+            str(member.last_round or "–"),
+            str(member.expert_reports or "–"),
         )
     return table
 
 
+def _mark(true: bool) -> str:
+    return "yes" if true else "–"
+
+
 def _rounds(reply: ops.GetStatusReply) -> Table:
-    table = Table("round", "outcome", "updates", "seconds", "KiB received", "KiB sent", title="rounds")
+    table = Table("round", "outcome", "updates", "seconds", "KiB received", "KiB sent", "metrics", title="rounds")
     for number in range(2, 6):
         table.columns[number].justify = "right"
     for record in reply.rounds:
@@ -94,5 +106,6 @@ def _rounds(reply: ops.GetStatusReply) -> Table:
             "–" if record.outcome == "open" else f"{record.seconds:.1f}",
             f"{record.bytes_received / 1024:.1f}",
             f"{record.bytes_sent / 1024:.1f}",
+            Text(one_line(", ".join(f"{name} {value:.3f}" for name, value in sorted(record.metrics.items()))) or "–"),
         )
     return table

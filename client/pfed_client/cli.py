@@ -45,6 +45,11 @@ _FILE = click.Path(dir_okay=False, path_type=Path)
     "--retry-seconds", type=click.FloatRange(0), default=600.0, help="How long to try a server that does not answer."
 )
 @click.option("--threads", type=click.IntRange(1), metavar="N", help="CPU threads for training.  [default: torch's]")
+@click.option(
+    "--share-metrics/--no-share-metrics",
+    default=None,
+    help="Whether accuracy and loss may join the secure sum, in a plan that has them.  [default: no]",
+)
 @click.option("--quiet", is_flag=True, help="No progress, only warnings and errors.")
 @click.option("--dp-epsilon", type=float, metavar="E", help="Differential privacy. Not available in this version.")
 @click.version_option(pfedsecure.__version__)
@@ -68,13 +73,15 @@ def main(
     insecure: bool,
     retry_seconds: float,
     threads: int | None,
+    share_metrics: bool | None,
     quiet: bool,
     dp_epsilon: float | None,
 ) -> None:
     """Take part in a federation: train a prompt on your own images, borrow from others, keep what comes of it.
 
     Without a command: join, and go on until the last round. Stopped or killed and started again on the same --state it
-    goes on where it was. Options not given are those of the last time. Images, labels, gate and accuracy stay here.
+    goes on where it was. Options not given are those of the last time. Images, labels and gate stay here, and so does
+    accuracy without --share-metrics.
     """
     if ctx.invoked_subcommand is not None:
         _refuse_options_before(ctx, ctx.invoked_subcommand)
@@ -106,6 +113,7 @@ def main(
         insecure=insecure,
         retry_seconds=retry_seconds,
         threads=threads,
+        share_metrics=share_metrics,
     )
     with watcher(quiet=quiet) as watch:
         status = take_part(options, watch, warn=lambda sentence: click.echo(f"NOT PROTECTED: {sentence}", err=True))

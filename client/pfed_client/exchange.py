@@ -1,25 +1,26 @@
-"""What one round's messages hold: from the server's bytes to arrays, and from a trained prompt to bytes.
+"""What clients lend each other, and the prompt that a round starts from: from the server's bytes to arrays and back.
 
-Symbols: n x d context, K experts. Everything received is checked for shape, finite numbers and norm
-before it is used.
+Symbols: n x d context, K experts. Everything received is checked for shape, finite numbers and norm before it is used.
 """
 
 from __future__ import annotations
 
 import hashlib
 import logging
+from contextlib import suppress
 from dataclasses import dataclass
 
 import numpy as np
-from google.protobuf.message import DecodeError, Message
+from google.protobuf.message import DecodeError
 
 from pfed_client.local_model import Array
-from pfedsecure.aggregation.factory import client_aggregation
+from pfed_client.receipts import check_receipt
 from pfedsecure.errors import MessageRejected
+from pfedsecure.experts.interface import ClientExperts
 from pfedsecure.matching.factory import client_matching
 from pfedsecure.plan import Plan
 from pfedsecure.wire.api import FederationApi
-from pfedsecure.wire.tensors import check_norm, from_tensor, to_tensor
+from pfedsecure.wire.tensors import check_norm, from_tensor
 from pfedsecure.wire.v1 import payload_pb2 as payload
 from pfedsecure.wire.v1 import round_pb2 as rnd
 
@@ -27,56 +28,51 @@ _logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Download:
-    """What a round starts from: the context `start (n, d)` and `experts (K', n, d)`, K' <= K; bytes of payload."""
+class GlobalPrompt:
+    """The context `start (n, d)` of a round, the SHA-256, in hex, of the bytes that came, and how many they were."""
 
     start: Array
+    digest: str
+    size: int
+
+
+@dataclass(frozen=True)
+class Download:
+    """What a round starts from: the global prompt and `experts (K', n, d)`, K' <= K; bytes of payload."""
+
+    prompt: GlobalPrompt
     experts: Array
     bytes_up: int
     bytes_down: int
 
 
-@dataclass(frozen=True)
-class Upload:
-    """What a trained model sends: always the same bytes for the same model. `publication` is None when K = 0."""
-
-    contribution: bytes
-    publication: bytes | None
-
-    @property
-    def size(self) -> int:
-        """Bytes."""
-        return len(self.contribution) + len(self.publication or b"")
-
-
 class Exchange:
     """The messages of a client of `plan`; `initial (n, d)` is the plan's own start."""
 
-    def __init__(self, api: FederationApi, plan: Plan, initial: Array) -> None:
+    def __init__(self, api: FederationApi, plan: Plan, initial: Array, experts: ClientExperts) -> None:
         self._api = api
         self._n_experts = plan.n_experts
         self._initial = initial
         self._max_norm = plan.prompt.max_norm
         self._shape: tuple[int, int] = (initial.shape[0], initial.shape[1])
-        self._aggregation = client_aggregation(plan, self._shape)
+        self._experts = experts
         self._matching = client_matching(plan)
 
-    async def global_prompt(self, round_number: int) -> tuple[Array, int]:
-        """The context that a round starts from (0: the newest) and the bytes it took. Raises MessageRejected."""
+    async def global_prompt(self, round_number: int) -> GlobalPrompt:
+        """The context that a round starts from; 0: the newest. Raises MessageRejected."""
         content = await self._api.get_global_prompt(round_number)
-        if not content:
-            return self._initial, 0
-        return self._context(content, payload.Tensor(), "the global prompt"), len(content)
+        digest = hashlib.sha256(content).hexdigest()
+        return GlobalPrompt(self._read_prompt(content) if content else self._initial, digest, len(content))
 
     async def download(self, round_number: int, own: Array | None) -> Download:
-        """Global prompt and the experts nearest to `own`, the client's newest prompt, or to the start without one.
+        """Global prompt and the experts matched with `own`, the client's newest prompt, or with the start without one.
 
-        Raises MessageRejected for anything malformed.
+        Raises MessageRejected for anything malformed; an expert that cannot be used is left out and reported.
         """
-        start, bytes_down = await self.global_prompt(round_number)
+        prompt = await self.global_prompt(round_number)
         if not self._n_experts:
-            return Download(start, np.zeros((0, *self._shape), np.float32), 0, bytes_down)
-        query = self._matching.query(start if own is None else own)
+            return Download(prompt, np.zeros((0, *self._shape), np.float32), 0, prompt.size)
+        query = self._matching.query(prompt.start if own is None else own)
         reply = await self._api.match(rnd.MatchRequest(round=round_number, query=query, experts=self._n_experts))
         ids = self._matching.rank(reply.answer, self._n_experts)
         if len(set(ids)) != len(ids):
@@ -84,60 +80,48 @@ class Exchange:
         contents = await self._api.get_experts(round_number, ids) if ids else {}
         if sorted(contents) != sorted(ids):
             raise MessageRejected("the server sent other experts than were asked for")
-        experts = [self._expert(key, contents[key]) for key in ids]
+        experts = [await self._expert(key, contents[key], round_number) for key in ids]
         return Download(
-            start,
+            prompt,
             np.array([expert for expert in experts if expert is not None], np.float32).reshape(-1, *self._shape),
             bytes_up=len(query),
-            bytes_down=bytes_down + len(reply.answer) + sum(len(content) for content in contents.values()),
+            bytes_down=prompt.size + len(reply.answer) + sum(len(content) for content in contents.values()),
         )
 
-    def upload(self, context: Array, n_train: int) -> Upload:
-        """What leaves the client for `context (n, d)` trained on `n_train` images; scaled if over the plan's bound."""
+    def bounded(self, context: Array) -> Array:
+        """`context (n, d)`, scaled to the plan's bound if its norm is over it."""
         norm = float(np.linalg.norm(context.astype(np.float64)))
-        if norm > self._max_norm:
-            context = (context * (self._max_norm / norm)).astype(np.float32)
-        publication = None
-        if self._n_experts:
-            expert = payload.PlainExpert(context=to_tensor(context)).SerializeToString(deterministic=True)
-            message = payload.Publication(expert=expert, sketch=self._matching.sketch(context))
-            publication = message.SerializeToString(deterministic=True)
-        return Upload(self._aggregation.contribution(context, n_train), publication)
+        return context if norm <= self._max_norm else (context * (self._max_norm / norm)).astype(np.float32)
 
-    async def submit(self, round_number: int, upload: Upload) -> None:
-        """Send the update. Raises MessageRejected, also when the server stored something else."""
-        receipt = await self._api.submit_update(round_number, upload.contribution)
-        _check_receipt(receipt, upload.contribution)
+    def publication(self, context: Array, round_number: int) -> bytes:
+        """What peers get of `context (n, d)` trained in a round: always the same bytes for the same."""
+        message = payload.Publication(
+            expert=self._experts.pack(context, round_number), sketch=self._matching.sketch(context)
+        )
+        return message.SerializeToString(deterministic=True)
 
-    async def publish(self, round_number: int, upload: Upload) -> None:
-        """Send the expert, if the plan has any. Raises as `submit` does."""
-        if upload.publication is not None:
-            receipt = await self._api.publish_expert(round_number, upload.publication)
-            _check_receipt(receipt, upload.publication)
+    async def publish(self, context: Array, round_number: int) -> int:
+        """Send the expert of a round; returns its bytes. Raises MessageRejected, also for a wrong receipt."""
+        publication = self.publication(context, round_number)
+        check_receipt(await self._api.publish_expert(round_number, publication), publication)
+        return len(publication)
 
-    def _context(self, content: bytes, message: payload.Tensor | payload.PlainExpert, what: str) -> Array:
-        _parse(content, message, what)
-        tensor = message.context if isinstance(message, payload.PlainExpert) else message
+    def _read_prompt(self, content: bytes) -> Array:
+        what = "the global prompt"
+        try:
+            tensor = payload.Tensor.FromString(content)
+        except DecodeError:
+            raise MessageRejected(f"{what} from the server cannot be decoded") from None
         context = from_tensor(tensor, self._shape, what)
         check_norm(context, self._max_norm, what)
         return context
 
-    def _expert(self, expert_id: str, content: bytes) -> Array | None:
+    async def _expert(self, expert_id: str, content: bytes, round_number: int) -> Array | None:
         """A peer's prompt; None, with a warning, for one that cannot be used: its author must not stop others."""
         try:
-            return self._context(content, payload.PlainExpert(), f"expert {expert_id[:8]}")
+            return self._experts.unpack(content, expert_id, round_number)
         except MessageRejected as error:
             _logger.warning("%s; this round goes on without it", error)
+            with suppress(MessageRejected):  # the report is for the operator; this client does not depend on it
+                await self._api.report_expert(rnd.ReportExpertRequest(round=round_number, expert_id=expert_id))
             return None
-
-
-def _parse(content: bytes, message: Message, what: str) -> None:
-    try:
-        message.ParseFromString(content)
-    except DecodeError:
-        raise MessageRejected(f"{what} from the server cannot be decoded") from None
-
-
-def _check_receipt(receipt: rnd.Receipt, content: bytes) -> None:
-    if receipt.sha256 != hashlib.sha256(content).digest():
-        raise MessageRejected("the server's receipt is for something else than was sent")

@@ -59,7 +59,7 @@ def read_export(path: Path) -> Export:
         if metadata.pop("sha256") != content_digest(tensors, metadata):
             raise ValueError("its content is not what was exported")
         model = LocalModel.of_tensors(
-            tensors, trained_round=int(metadata["trained_round"]), n_train=int(metadata["n_train"])
+            tensors, trained_round=int(metadata["trained_round"]), n_train=int(metadata["n_train"]), start_digest=""
         )
         return Export(
             Plan.from_json(metadata["plan"]),

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import aclosing
+from functools import partial
 from types import TracebackType
 from typing import Self, TypeVar
 
@@ -25,9 +26,10 @@ from pfedsecure.wire.api import FederationApi
 from pfedsecure.wire.diagnose import explain_connection_failure
 from pfedsecure.wire.loopback import require_loopback
 from pfedsecure.wire.options import CHANNEL_OPTIONS, CLAIMED_NAME_KEY
-from pfedsecure.wire.payloads import Payload, join, join_one, split
+from pfedsecure.wire.payloads import Payload, join, join_one
 from pfedsecure.wire.status import error_raised_by_server, raise_from
 from pfedsecure.wire.tls import channel_credentials
+from pfedsecure.wire.upload import upload
 from pfedsecure.wire.v1 import federation_pb2 as fed
 from pfedsecure.wire.v1 import round_pb2 as rnd
 from pfedsecure.wire.v1.federation_pb2_grpc import FederationStub
@@ -139,11 +141,26 @@ class GrpcApi(FederationApi):
 
         return await self._persistently(fetch)
 
-    async def submit_update(self, round_number: int, contribution: bytes) -> rnd.Receipt:
-        return await self._upload(self._round.SubmitUpdate, Payload(round_number, contribution))
+    async def report_expert(self, request: rnd.ReportExpertRequest) -> rnd.ReportExpertReply:
+        return await self._unary(self._round.ReportExpert, request)
 
     async def publish_expert(self, round_number: int, publication: bytes) -> rnd.Receipt:
         return await self._upload(self._round.PublishExpert, Payload(round_number, publication))
+
+    async def get_step_request(self, round_number: int, step: int) -> bytes:
+        request = rnd.StepRequest(round=round_number, step=step)
+
+        async def fetch() -> bytes:
+            async with aclosing(self._stream(self._round.GetStepRequest, request)) as chunks:
+                payload = await join_one(chunks)
+            if (payload.round, payload.step) != (round_number, step):
+                raise MessageRejected(f"the server sent step {payload.step} of round {payload.round} unasked")
+            return payload.data
+
+        return await self._persistently(fetch)
+
+    async def submit_step(self, round_number: int, step: int, message: bytes) -> rnd.Receipt:
+        return await self._upload(self._round.SubmitStep, Payload(round_number, message, step=step))
 
     async def _unary(self, method: Callable[..., Awaitable[T]], request: object, *, may_wait: float = 0) -> T:
         async def call() -> T:
@@ -153,7 +170,8 @@ class GrpcApi(FederationApi):
 
     async def _upload(self, method: Callable[..., Awaitable[rnd.Receipt]], payload: Payload) -> rnd.Receipt:
         async def call() -> rnd.Receipt:
-            return await method(split(payload), timeout=TRANSFER_SECONDS, metadata=self._metadata)
+            send = partial(method, timeout=TRANSFER_SECONDS, metadata=self._metadata)
+            return await upload(send, payload)
 
         return await self._persistently(call)
 

@@ -26,9 +26,11 @@ from pfed_client.progress import Watcher
 from pfed_client.saved import DEFAULT_STATES
 from pfed_client.session import Session
 from pfed_client.state import ClientState, Settings
+from pfedsecure.aggregation.factory import client_aggregation
 from pfedsecure.console import INTERRUPTED, Address
 from pfedsecure.data import ImageSet, open_images
 from pfedsecure.errors import IdentityError, StateError, StateLocked
+from pfedsecure.experts.factory import client_experts
 from pfedsecure.pki.development import DEVELOPMENT_FOLDER, enrol
 from pfedsecure.pki.identity import CERTIFICATE_FILE, Identity
 from pfedsecure.pki.names import validate_name
@@ -59,6 +61,7 @@ class JoinOptions:
     insecure: bool
     retry_seconds: float
     threads: int | None
+    share_metrics: bool | None
 
 
 def take_part(options: JoinOptions, watch: Watcher, warn: Callable[[str], None]) -> int:
@@ -98,19 +101,28 @@ async def _join(
         on_retry=watch.retrying,
     ) as api:
         agreement = await agree(api, state, expected)
+        _require_protections(agreement, state, identity)
         if identity is None:
             warn("no TLS: whoever is on this machine can read along")
         for sentence in agreement.plan.unprotected():
             warn(sentence)
-        session = await _session(api, agreement, state, settings, images, options, watch)
+        session = await _session(api, agreement, state, identity, settings, images, options, watch)
         state.remember(settings, fingerprint)
         await session.run()
+
+
+def _require_protections(agreement: Agreement, state: ClientState, identity: Identity | None) -> None:
+    """Raise ProtectionUnavailable or IdentityError now, not after the minutes that images and weights can take."""
+    shape = agreement.plan.prompt.context_length, 1  # the width is not known yet, and nothing here depends on it
+    client_experts(agreement.plan, shape, agreement.federation_id, identity, state.seen)
+    client_aggregation(agreement.plan, shape, identity)
 
 
 async def _session(
     api: GrpcApi,
     agreement: Agreement,
     state: ClientState,
+    identity: Identity | None,
     settings: Settings,
     images: ImageSet,
     options: JoinOptions,
@@ -140,8 +152,16 @@ async def _session(
             cache_dir=state.folder / "features",
             on_progress=on_progress,
         )
-        digest = participant.backbone.digest
-        return Session(api, agreement, state, participant.trainer, backbone_digest=digest, observer=watch)
+        return Session(
+            api,
+            agreement,
+            state,
+            participant.trainer,
+            backbone_digest=participant.backbone.digest,
+            identity=identity,
+            share_metrics=settings.share_metrics,
+            observer=watch,
+        )
 
     try:
         return await asyncio.to_thread(prepare)
@@ -250,6 +270,7 @@ def _settings(options: JoinOptions, state: ClientState) -> Settings:
         "pretrained": _absolute_if_file(options.pretrained),
         "backbone_dir": None if options.backbone_dir is None else options.backbone_dir.absolute(),
         "precision": options.precision,
+        "share_metrics": options.share_metrics,
     }
     return defaults.model_copy(update={key: value for key, value in now.items() if value is not None})
 

@@ -34,7 +34,8 @@ class LocalModel:
 
     `context (n, d)`; `gate` maps parameter names to arrays (empty without a gate); `experts (K', n, d)` with K' <= K,
     in the order in which the gate saw them; `trained_round` is 0 before the first, and so is `n_train`, the number of
-    images that it was trained on in that round.
+    images that it was trained on in that round. `start_digest`: SHA-256, in hex, of the global prompt that the round
+    started from, as it came; empty before the first round.
     """
 
     context: Array
@@ -42,6 +43,7 @@ class LocalModel:
     experts: Array
     trained_round: int
     n_train: int = 0
+    start_digest: str = ""
 
     @property
     def tensors(self) -> dict[str, Array]:
@@ -50,7 +52,9 @@ class LocalModel:
         return {key: np.ascontiguousarray(value) for key, value in tensors.items()}
 
     @classmethod
-    def of_tensors(cls, tensors: Mapping[str, NDArray[Any]], *, trained_round: int, n_train: int) -> LocalModel:
+    def of_tensors(
+        cls, tensors: Mapping[str, NDArray[Any]], *, trained_round: int, n_train: int, start_digest: str
+    ) -> LocalModel:
         """The model whose `tensors` are these. Raises KeyError or ValueError when they cannot be a model's."""
         for key, value in tensors.items():
             if value.dtype != np.float32 or not np.isfinite(value).all():
@@ -61,15 +65,22 @@ class LocalModel:
         for what, number in (("trained_round", trained_round), ("n_train", n_train)):
             if type(number) is not int or number < 0:
                 raise ValueError(f"{what} is {number!r}")
+        if not isinstance(start_digest, str):
+            raise ValueError(f"start_digest is {start_digest!r}")
         gate = {k.removeprefix("gate."): v for k, v in sorted(tensors.items()) if k.startswith("gate.")}
-        return cls(context, gate, experts, trained_round, n_train)
+        return cls(context, gate, experts, trained_round, n_train, start_digest)
 
     def save(self, path: Path, *, belongs_to: dict[str, str]) -> None:
         """Write atomically: after a crash there is the old file or the new one, whole.
 
         `belongs_to` says which plan and backbone the model is of; `load` compares it.
         """
-        about: dict[str, Any] = {"trained_round": self.trained_round, "n_train": self.n_train, "belongs_to": belongs_to}
+        about: dict[str, Any] = {
+            "trained_round": self.trained_round,
+            "n_train": self.n_train,
+            "start_digest": self.start_digest,
+            "belongs_to": belongs_to,
+        }
         about["sha256"] = content_digest(self.tensors, about)
         # One entry: safetensors writes several in a random order, and the same model must be the same bytes.
         metadata = {_METADATA_KEY: json.dumps(about, sort_keys=True)}
@@ -90,7 +101,12 @@ class LocalModel:
             owner = about["belongs_to"]
             if not isinstance(owner, dict):
                 raise ValueError("it does not say what it belongs to")
-            model = cls.of_tensors(tensors, trained_round=about["trained_round"], n_train=about["n_train"])
+            model = cls.of_tensors(
+                tensors,
+                trained_round=about["trained_round"],
+                n_train=about["n_train"],
+                start_digest=about["start_digest"],
+            )
         except UNREADABLE as error:
             raise StateError(
                 f"{path}: the saved model is damaged ({error}); restore it from a backup, or delete it to start anew"

@@ -1,4 +1,7 @@
-"""What a client records of its own rounds: `metrics.jsonl`, one JSON object a line. It never leaves the client."""
+"""What a client records of its own rounds: `metrics.jsonl`, one JSON object a line.
+
+It never leaves the client, but for accuracy and loss in the secure sum where both the plan and the user say so.
+"""
 
 from __future__ import annotations
 
@@ -17,8 +20,9 @@ class RoundRecord:
     """One round that this client trained in.
 
     `train_loss`: as `trainer.RoundReport` has it. `test_accuracy`: of the model after training, on the own test images,
-    in [0, 1]. `bytes_up`, `bytes_down`: prompt, query, answer, experts, update and publication, without framing and
-    repetitions. `seconds`: wall-clock time from the start of the round's work until it is ready to be sent.
+    in [0, 1]. `bytes_up`, `bytes_down`: prompt, query, answer, experts, publication, and the messages and requests of
+    the aggregation, each counted once the server confirmed it, without framing and repetitions. `seconds`: wall-clock
+    time from the start of the round's work until it is ready to be sent.
     """
 
     round: int

@@ -27,6 +27,9 @@ class Observer(Protocol):
     def left_out(self, round_number: int) -> None:
         """The round was closed before this client's work arrived; the federation goes on without it."""
 
+    def withdrew(self, round_number: int, reason: str) -> None:
+        """This client goes no further in the round, for `reason`; the federation goes on without it."""
+
     def finished(self, accuracy: float) -> None:
         """The federation is over; `accuracy` of the final model on the own test images, in [0, 1]."""
 
@@ -47,6 +50,9 @@ class SilentObserver:
         return
 
     def left_out(self, round_number: int) -> None:
+        return
+
+    def withdrew(self, round_number: int, reason: str) -> None:
         return
 
     def finished(self, accuracy: float) -> None:

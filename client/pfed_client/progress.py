@@ -84,6 +84,9 @@ class LineWatcher(QuietWatcher):
     def left_out(self, round_number: int) -> None:
         self._say(f"round {round_number}: closed before this client was done; the federation went on without it")
 
+    def withdrew(self, round_number: int, reason: str) -> None:
+        self._say(f"round {round_number}: left it ({one_line(reason)}); the federation goes on without this client")
+
     def finished(self, accuracy: float) -> None:
         self._say(f"finished  accuracy {100 * accuracy:.1f} % on the own test images")
 

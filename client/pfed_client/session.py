@@ -2,86 +2,51 @@
 
 Everything that decides what is sent is on disk before it is sent, and training is a pure function of what it starts
 from: a session that is killed at any instant and started again on the same state directory trains no round twice and
-sends the same bytes. Only prompts leave the client, in the form of the plan's aggregation and matching; gate, labels,
-accuracy and loss do not.
+sends the same bytes. Only prompts leave the client, in the form of the plan's aggregation, experts and matching, and
+where plan and client both say so accuracy and loss, in the secure sum; gate and labels do not.
 """
 
 from __future__ import annotations
 
 import asyncio
+import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import AsyncIterator
 from concurrent.futures import Executor
-from dataclasses import dataclass, replace
-from typing import Protocol
-
-import numpy as np
+from contextlib import asynccontextmanager
+from dataclasses import replace
 
 import pfedsecure
 from pfed_client.agreement import Agreement, agree, check_pins
-from pfed_client.exchange import Download, Exchange
-from pfed_client.local_model import Array, LocalModel
-from pfed_client.metrics import RoundRecord
+from pfed_client.contributing import Contributor, LeftRound
+from pfed_client.exchange import Exchange
+from pfed_client.limits import Limits
 from pfed_client.observer import Observer, SilentObserver
 from pfed_client.state import ClientState, model_owner
-from pfedsecure.errors import MessageRejected, NotAMember, PlanError, StateError
+from pfed_client.training import RoundTrainer, Training
+from pfedsecure.aggregation.factory import client_aggregation
+from pfedsecure.aggregation.interface import Contribution, RoundIdentity
+from pfedsecure.errors import MessageRejected, NotAMember, StateError
+from pfedsecure.experts.factory import client_experts
+from pfedsecure.pki.identity import Identity
 from pfedsecure.wire.api import FederationApi
 from pfedsecure.wire.v1 import federation_pb2 as fed
+
+_logger = logging.getLogger(__name__)
 
 LONGEST_WAIT_SECONDS = 30.0
 SHORTEST_WAIT_SECONDS = 1.0
 """Between two questions for what is new, where nothing was: a server that answers at once must not keep a core busy."""
 
 
-class Report(Protocol):
-    """The part of `trainer.RoundReport` that a session needs."""
-
-    @property
-    def train_loss(self) -> float: ...
-
-    @property
-    def n_experts(self) -> int: ...
-
-
-class RoundTrainer(Protocol):
-    """The part of `trainer.Trainer` that a session needs; it is imported without torch."""
-
-    @property
-    def n_train(self) -> int: ...
-
-    def initial_context(self) -> Array: ...
-
-    def new_model(self) -> LocalModel: ...
-
-    def train_round(
-        self,
-        model: LocalModel,
-        start: Array,
-        experts: Array,
-        round_number: int,
-        on_step: Callable[[int, int, float], None] | None = None,
-    ) -> tuple[LocalModel, Report]: ...
-
-    def evaluate(self, model: LocalModel) -> float: ...
-
-
-@dataclass(frozen=True)
-class _Trained:
-    model: LocalModel
-    report: Report
-    accuracy: float
-
-
-class _Over(Exception):
-    """Raised inside the training thread to end it early."""
-
-
 class Session:
     """One client in one federation.
 
     `backbone_digest` is of the weights that `trainer` uses; with the plan it says what a saved model belongs to.
-    `executor` runs the training, by default a thread of the event loop's own pool.
+    `identity`: this client's certificate, for the protections that take one. `share_metrics`: whether accuracy and loss
+    join the secure sum where the plan has them. `executor` runs the training, by default a thread of the event loop's
+    own pool. Raises ProtectionUnavailable when the plan asks for what cannot be had without an identity.
     """
 
     def __init__(
@@ -92,6 +57,8 @@ class Session:
         trainer: RoundTrainer,
         *,
         backbone_digest: str,
+        identity: Identity | None = None,
+        share_metrics: bool = False,
         observer: Observer | None = None,
         executor: Executor | None = None,
     ) -> None:
@@ -100,14 +67,21 @@ class Session:
         self._plan = agreement.plan
         self._state = state
         self._trainer = trainer
-        self._owner = model_owner(agreement.plan, backbone_digest)
         self._observer: Observer = observer or SilentObserver()
-        self._executor = executor
-        self._exchange = Exchange(api, agreement.plan, trainer.initial_context())
-        self._model = state.load_model(self._owner) or trainer.new_model()
-        self._confirmed: set[tuple[int, str]] = set()  # round and what of it the server gave a receipt for
-        # A crash between writing the record and saving the model: that round is going to be trained again, if at all.
-        state.metrics.forget_from(self._model.trained_round + 1)
+        self._share_metrics = share_metrics and agreement.plan.protection.metrics
+        initial = trainer.initial_context()
+        shape = initial.shape[0], initial.shape[1]
+        self._experts = client_experts(agreement.plan, shape, agreement.federation_id, identity, state.seen)
+        self._exchange = Exchange(api, agreement.plan, initial, self._experts)
+        self._contributor = Contributor(api, client_aggregation(agreement.plan, shape, identity), state)
+        self._limits = Limits(agreement.plan)
+        owner = model_owner(agreement.plan, backbone_digest)
+        self._training = Training(self._exchange, state, trainer, owner, self._observer, executor)
+        # What the server gave a receipt for: experts by round, and a round with the last step of its aggregation.
+        self._confirmed_experts: set[int] = set()
+        self._confirmed_step = 0, 0
+        self._over_for_me = 0
+        self._sealed_again: set[tuple[int, int, bool]] = set()
 
     async def run(self) -> float:
         """Take part until the federation is finished.
@@ -119,6 +93,8 @@ class Session:
         try:
             view = await self._newer_than(0)
             while view.phase != fed.FEDERATION_PHASE_FINISHED:
+                self._contributor.end(_newest_over(view))
+                await self._seal_again(view)
                 if self._has_work(view):
                     await self._take_part(view)
                 else:
@@ -135,6 +111,7 @@ class Session:
                 plan_digest=self._plan.digest(),
                 instance_id=self._state.record.instance_id,
                 software_version=pfedsecure.__version__,
+                pseudonym=self._experts.pseudonym,
             )
         )
         if reply.federation_id != self._agreement.federation_id:
@@ -159,50 +136,112 @@ class Session:
         return view
 
     def _has_work(self, view: fed.FederationView) -> bool:
-        all_received = view.update_received and (view.expert_received or not self._plan.n_experts)
-        return view.phase == fed.FEDERATION_PHASE_ROUND_OPEN and view.selected and not all_received
+        if view.phase != fed.FEDERATION_PHASE_ROUND_OPEN or not view.selected or view.round == self._over_for_me:
+            return False
+        awaited = view.step == 1 and self._plan.n_experts and not view.expert_received
+        return bool(awaited) or view.step_received < view.step
+
+    async def _seal_again(self, view: fed.FederationView) -> None:
+        """Replace this client's expert in the pool when the cohort has a newer secret than the one that sealed it."""
+        model, epoch = self._training.model, self._experts.epoch
+        if not (model.trained_round and 0 < view.expert_epoch < epoch):
+            return
+        # The pool has a sealed-again expert at once, except one of the open round: it is there when the round closes.
+        attempt = epoch, model.trained_round, _newest_over(view) < model.trained_round
+        if attempt in self._sealed_again:
+            return
+        self._sealed_again.add(attempt)
+        try:
+            await self._exchange.publish(self._exchange.bounded(model.context), model.trained_round)
+        except MessageRejected as refused:
+            _logger.warning("%s; the expert stays sealed with the older secret until the next round", refused)
 
     async def _take_part(self, view: fed.FederationView) -> None:
+        """Do what the open step of the round wants of this client."""
         number = view.round
         self._check_confirmed(view)
+        try:
+            async with self._heartbeats(number) as (over, beating):
+                if view.step == 1 and not await self._train_and_publish(view, over):
+                    await beating  # raises what ended it, if that was not the end of the round
+                    self._leave_out(number)
+                elif view.step_received < view.step:
+                    await self._contribute(view)
+        except LeftRound as left:
+            self._over_for_me = number
+            self._observer.withdrew(number, str(left))
+        except MessageRejected:
+            now = await self._newer_than(0)
+            if now.phase == fed.FEDERATION_PHASE_ROUND_OPEN and (now.round, now.step) == (number, view.step):
+                raise
+            if view.step <= self._contributor.input_step:
+                self._leave_out(number)
+
+    def _leave_out(self, number: int) -> None:
+        self._over_for_me = number
+        self._observer.left_out(number)
+
+    async def _train_and_publish(self, view: fed.FederationView, over: threading.Event) -> bool:
+        """Have the round's model, and its expert with the server; False when `over` was set before that."""
+        number = view.round
+        if not await self._training.train(number, over):
+            return False
+        if self._plan.n_experts and not view.expert_received:
+            sent = await self._exchange.publish(self._exchange.bounded(self._training.model.context), number)
+            self._confirmed_experts.add(number)
+            self._count(number, sent, 0)
+        return True
+
+    async def _contribute(self, view: fed.FederationView) -> None:
+        number, step, model = view.round, view.step, self._training.model
+        if step > view.step_received + 1 or model.trained_round != number:
+            raise LeftRound("the server went on without waiting for this client")
+        metrics = None
+        if self._share_metrics and (record := self._state.metrics.of(number)) is not None:
+            metrics = {"test_accuracy": record.test_accuracy, "train_loss": record.train_loss}
+        identity = RoundIdentity(self._agreement.federation_id, number, model.start_digest)
+        contribution = Contribution(self._exchange.bounded(model.context), model.n_train, metrics)
+        if step == self._contributor.input_step:
+            self._limits.tell(contribution)
+        traffic = await self._contributor.send(identity, step, contribution)
+        self._confirmed_step = number, step
+        self._count(number, traffic.sent, traffic.received)
+        if step == self._contributor.input_step and (record := self._state.metrics.of(number)) is not None:
+            self._observer.round_done(record)
+
+    def _count(self, number: int, sent: int, received: int) -> None:
+        record = self._state.metrics.of(number)
+        if record is not None:
+            up, down = record.bytes_up + sent, record.bytes_down + received
+            self._state.metrics.add(replace(record, bytes_up=up, bytes_down=down))
+
+    def _check_confirmed(self, view: fed.FederationView) -> None:
+        """Raise MessageRejected when the server has not received what it gave a receipt for."""
+        number, step = self._confirmed_step
+        lost = None
+        if view.round == number and view.step_received < step:
+            lost = f"message of step {step}"
+        elif view.round in self._confirmed_experts and not view.expert_received:
+            lost = "expert"
+        if lost is not None:
+            raise MessageRejected(
+                f"the server denies the {lost} of round {view.round} that it confirmed; nothing was sent again; "
+                "ask its operator, then start the client again"
+            )
+
+    @asynccontextmanager
+    async def _heartbeats(self, number: int) -> AsyncIterator[tuple[threading.Event, asyncio.Task[None]]]:
+        """Keep this client counted as online while it works on a round; the event is set once that is not open."""
         over = threading.Event()
         beating = asyncio.create_task(self._beat(number, over))
         try:
-            if not await self._train(number, over):
-                await beating  # raises what ended it, if that was not the end of the round
-                self._observer.left_out(number)
-                return
-            upload = self._exchange.upload(self._model.context, self._model.n_train)
-            if not view.update_received:
-                await self._exchange.submit(number, upload)
-                self._confirmed.add((number, "update"))
-            if self._plan.n_experts and not view.expert_received:
-                await self._exchange.publish(number, upload)
-                self._confirmed.add((number, "expert"))
-        except MessageRejected:
-            now = await self._newer_than(0)
-            if now.phase == fed.FEDERATION_PHASE_ROUND_OPEN and now.round == number:
-                raise
-            self._observer.left_out(number)
-            return
+            yield over, beating
         finally:
             over.set()
             beating.cancel()
             await asyncio.gather(beating, return_exceptions=True)
-        if (record := self._state.metrics.of(number)) is not None:
-            self._observer.round_done(record)
-
-    def _check_confirmed(self, view: fed.FederationView) -> None:
-        """Raise MessageRejected when the server has not received what it gave a receipt for."""
-        for what, received in (("update", view.update_received), ("expert", view.expert_received)):
-            if not received and (view.round, what) in self._confirmed:
-                raise MessageRejected(
-                    f"the server denies the {what} of round {view.round} that it confirmed; nothing was sent again; "
-                    "ask its operator, then start the client again"
-                )
 
     async def _beat(self, number: int, over: threading.Event) -> None:
-        """Keep this client counted as online while it works; ends, and sets `over`, once the round is not open."""
         request = fed.HeartbeatRequest(instance_id=self._state.record.instance_id)
         try:
             while True:
@@ -213,78 +252,25 @@ class Session:
         finally:
             over.set()
 
-    async def _train(self, number: int, over: threading.Event) -> bool:
-        """Make `self._model` the one of round `number`, on disk too; False when `over` was set before that."""
-        trained_round = self._model.trained_round
-        if trained_round == number:
-            return True  # by an earlier session that did not live to see it arrive
-        if trained_round > number:
-            raise StateError(
-                f"{self._state.folder}: already trained in round {trained_round}, the server is back at round {number} "
-                "(an older copy of its state was restored); give another --state to start anew"
-            )
-        started = time.monotonic()
-        own = self._model.context if trained_round else None
-        download = await self._exchange.download(number, own)
-        trained = await self._train_in_thread(number, download, over)
-        if trained is None:
-            return False
-        finite = all(np.isfinite(tensor).all() for tensor in trained.model.tensors.values())
-        if not (finite and np.isfinite(trained.report.train_loss)):
-            raise PlanError(
-                f"training diverged in round {number} (loss {trained.report.train_loss}); nothing was sent; "
-                "the plan's training.prompt_lr or training.gate_lr is too high for this data"
-            )
-        upload = self._exchange.upload(trained.model.context, trained.model.n_train)
-        self._state.metrics.add(
-            RoundRecord(
-                round=number,
-                train_loss=trained.report.train_loss,
-                test_accuracy=trained.accuracy,
-                n_train=trained.model.n_train,
-                n_experts=trained.report.n_experts,
-                bytes_up=download.bytes_up + upload.size,
-                bytes_down=download.bytes_down,
-                seconds=round(time.monotonic() - started, 3),
-            )
-        )
-        self._state.save_model(trained.model, self._owner)
-        self._model = trained.model
-        return True
-
-    async def _train_in_thread(self, number: int, download: Download, over: threading.Event) -> _Trained | None:
-        def on_step(done: int, total: int, loss: float) -> None:
-            if over.is_set():
-                raise _Over
-            self._observer.step(number, done, total, loss)
-
-        def train() -> _Trained:
-            model, report = self._trainer.train_round(
-                self._model, download.start, download.experts, number, on_step=on_step
-            )
-            return _Trained(model, report, self._trainer.evaluate(model))
-
-        try:
-            return await asyncio.get_running_loop().run_in_executor(self._executor, train)
-        except _Over:
-            return None
-
     async def _finish(self, view: fed.FederationView) -> float:
-        if self._plan.method == "promptfl" or not self._model.trained_round:
+        self._contributor.end(view.round)
+        if self._plan.method == "promptfl" or not self._training.model.trained_round:
             # PromptFL's result is the shared prompt; it is also all there is for a client that was never chosen.
-            newest, _ = await self._exchange.global_prompt(0)
-            self._model = replace(self._model, context=newest)
-            self._state.save_model(self._model, self._owner)
-        loop = asyncio.get_running_loop()
-        accuracy = await loop.run_in_executor(self._executor, self._trainer.evaluate, self._model)
+            await self._training.take_global_prompt()
+        accuracy = await self._training.evaluate()
         self._state.save_result(
             {
                 "method": self._plan.method,
                 "rounds_completed": view.rounds_completed,
-                "trained_round": self._model.trained_round,
+                "trained_round": self._training.model.trained_round,
                 "test_accuracy": accuracy,
                 "n_train": self._trainer.n_train,
             }
         )
         self._observer.finished(accuracy)
         return accuracy
+
+
+def _newest_over(view: fed.FederationView) -> int:
+    """The newest round that is closed or abandoned."""
+    return view.round - 1 if view.phase == fed.FEDERATION_PHASE_ROUND_OPEN else view.round

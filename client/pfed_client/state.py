@@ -3,6 +3,8 @@
     client.json         who this client is, what it agreed to, what it was started with
     model.safetensors   its newest prompt, private gate and experts
     metrics.jsonl       one line a round
+    aggregation.bin     its part in the aggregation of its newest round; holds secrets while that round is open
+    seen.json           the newest expert that it opened of each author
     result.json         how good the final model is
     identity/           key and certificate
     features/           cache of image features
@@ -23,9 +25,11 @@ from typing import Literal, Self
 from filelock import FileLock, Timeout
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from pfed_client.aggregation_file import AggregationFile
 from pfed_client.files import write_atomically
 from pfed_client.local_model import LocalModel
 from pfed_client.metrics import MetricsLog
+from pfed_client.seen import SeenFile
 from pfedsecure.errors import StateError, StateLocked
 from pfedsecure.plan import Plan, first_problem
 
@@ -48,6 +52,8 @@ class Settings(_Section):
     pretrained: str | None
     backbone_dir: Path | None
     precision: Literal["fp32", "bf16"]
+    share_metrics: bool = False
+    """Whether accuracy and loss may join the secure sum of a plan that has them."""
 
     def backbone(self, plan: Plan) -> tuple[str, str]:
         """open_clip's name of the frozen model, and its weights (tag or file)."""
@@ -94,6 +100,8 @@ class ClientState:
             self.close()
             raise
         self.metrics = MetricsLog(folder / "metrics.jsonl")
+        self.aggregation = AggregationFile(folder / "aggregation.bin")
+        self.seen = SeenFile(folder / "seen.json")
 
     def __enter__(self) -> Self:
         return self

@@ -1,4 +1,4 @@
-"""Weighted averaging in the clear.
+"""Weighted averaging in the clear, in one step.
 
 Guarantee: none. The server reads every client's prompt and its number of training images. It is the baseline, and what
 the protected ways of aggregating are compared with.
@@ -6,52 +6,104 @@ the protected ways of aggregating are compared with.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from datetime import datetime
 
 import numpy as np
 from google.protobuf.message import DecodeError
 from numpy.typing import NDArray
 
-from pfedsecure.aggregation.interface import Aggregate
+from pfedsecure.aggregation.interface import Aggregate, Contribution, RoundIdentity, Save, Stored
 from pfedsecure.errors import MessageRejected
 from pfedsecure.wire.tensors import check_norm, from_tensor, to_tensor
 from pfedsecure.wire.v1.payload_pb2 import PlainContribution
 
 MAX_WEIGHT = 2**32 - 1
+OVERHEAD_BYTES = 1024
+
+STEP = 1
+"""The only one."""
 
 
-class PlainAggregation:
-    """Both sides of plain averaging, for contexts of `shape (n, d)` and Euclidean norm up to `max_norm`."""
+class PlainClientRound:
+    """A client's part: its contribution as it is."""
 
-    def __init__(self, shape: tuple[int, int], max_norm: float) -> None:
+    step = STEP
+
+    def __init__(self, contribution: Contribution) -> None:
+        weighted = (contribution.context.astype(np.float64) * contribution.weight).astype(np.float32)
+        message = PlainContribution(weighted_context=to_tensor(weighted), weight=contribution.weight)
+        self.message = message.SerializeToString(deterministic=True)
+
+    def answer(self, request: bytes, now: datetime) -> bytes:
+        raise MessageRejected("plain averaging has one step; the server asks for more")
+
+
+class PlainClientAggregation:
+    """The client's side. There is nothing to save: the same contribution makes the same message."""
+
+    input_step = STEP
+
+    def begin(self, identity: RoundIdentity, contribution: Contribution, save: Save) -> PlainClientRound:
+        return PlainClientRound(contribution)
+
+    def restore(
+        self, saved: bytes, identity: RoundIdentity, contribution: Contribution, save: Save, now: datetime
+    ) -> PlainClientRound:
+        return PlainClientRound(contribution)
+
+
+class PlainServerAggregation:
+    """The server's side for contexts of `shape (n, d)` and Euclidean norm up to `max_norm`."""
+
+    steps = STEP
+    input_step = STEP
+
+    def __init__(self, shape: tuple[int, int], max_norm: float, minimum_cohort: int) -> None:
         self._shape = shape
         self._max_norm = max_norm
+        self._minimum_cohort = minimum_cohort
 
-    def contribution(self, context: NDArray[np.float32], weight: int) -> bytes:
-        weighted = (context.astype(np.float64) * weight).astype(np.float32)
-        return PlainContribution(weighted_context=to_tensor(weighted), weight=weight).SerializeToString(
-            deterministic=True
-        )
+    def max_message_bytes(self, clients: int) -> int:
+        return self._shape[0] * self._shape[1] * np.dtype(np.float32).itemsize + OVERHEAD_BYTES
 
-    def check(self, contribution: bytes) -> None:
-        weighted, weight = self._read(contribution)
+    def round(self, identity: RoundIdentity, stored: Stored) -> PlainServerRound:
+        return PlainServerRound(self._shape, self._max_norm, self._minimum_cohort, stored)
+
+
+class PlainServerRound:
+    """One round of plain averaging."""
+
+    def __init__(self, shape: tuple[int, int], max_norm: float, minimum_cohort: int, stored: Stored) -> None:
+        self._shape = shape
+        self._max_norm = max_norm
+        self._minimum_cohort = minimum_cohort
+        self._stored = stored
+
+    def check(self, step: int, name: str, message: bytes, now: datetime) -> None:
+        weighted, weight = self._read(message)
         check_norm(weighted / np.float32(weight), self._max_norm, "the update")
 
-    def combine(self, contributions: Mapping[str, bytes]) -> Aggregate:
+    def ready(self, step: int) -> bool:
+        return len(self._stored[STEP]) >= self._minimum_cohort
+
+    def request(self, step: int, name: str) -> bytes:
+        raise MessageRejected(f"plain averaging has one step, there is no step {step}")
+
+    def result(self) -> Aggregate:
         total = np.zeros(self._shape, dtype=np.float64)
         total_weight = 0
         # Floating-point sums depend on the order of their terms: the order is that of the names.
-        for name in sorted(contributions):
-            weighted, weight = self._read(contributions[name])
+        for _, message in sorted(self._stored[STEP].items()):
+            weighted, weight = self._read(message)
             total += weighted
             total_weight += weight
         return Aggregate(context=(total / total_weight).astype(np.float32), total_weight=total_weight)
 
-    def _read(self, contribution: bytes) -> tuple[NDArray[np.float32], int]:
+    def _read(self, message: bytes) -> tuple[NDArray[np.float32], int]:
         try:
-            message = PlainContribution.FromString(contribution)
+            contribution = PlainContribution.FromString(message)
         except DecodeError:
             raise MessageRejected("the update is not a PlainContribution") from None
-        if not 1 <= message.weight <= MAX_WEIGHT:
-            raise MessageRejected(f"the update's weight {message.weight} is not in 1..{MAX_WEIGHT}")
-        return from_tensor(message.weighted_context, self._shape, "the update"), message.weight
+        if not 1 <= contribution.weight <= MAX_WEIGHT:
+            raise MessageRejected(f"the update's weight {contribution.weight} is not in 1..{MAX_WEIGHT}")
+        return from_tensor(contribution.weighted_context, self._shape, "the update"), contribution.weight

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pfedsecure.matching.interface import ClientMatching, ServerMatching
-from pfedsecure.matching.lot import LotServerMatching
+from pfedsecure.matching.lot import LotClientMatching, LotServerMatching
 from pfedsecure.matching.plain import PlainClientMatching, PlainServerMatching
 from pfedsecure.plan import Plan
 
@@ -11,8 +11,10 @@ from pfedsecure.plan import Plan
 def client_matching(plan: Plan) -> ClientMatching:
     """The client's side."""
     match plan.protection.matching:
-        case "plain" | "random":
+        case "plain":
             return PlainClientMatching()
+        case "random":
+            return LotClientMatching()
 
 
 def server_matching(plan: Plan, shape: tuple[int, int]) -> ServerMatching:
@@ -21,4 +23,4 @@ def server_matching(plan: Plan, shape: tuple[int, int]) -> ServerMatching:
         case "plain":
             return PlainServerMatching(shape, plan.prompt.max_norm)
         case "random":
-            return LotServerMatching(shape, plan.prompt.max_norm, plan.seed)
+            return LotServerMatching(plan.seed)

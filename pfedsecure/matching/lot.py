@@ -1,4 +1,8 @@
-"""Experts drawn by lot: the baseline that shows what nearness is worth. As little protected as `plain`."""
+"""Experts drawn by lot: nothing is published to be matched on, and the baseline that shows what nearness is worth.
+
+Guarantee: the server learns nothing about any prompt, neither from sketches nor from queries, which are empty. It
+knows who borrows whose expert, because it draws.
+"""
 
 from __future__ import annotations
 
@@ -6,21 +10,35 @@ import hashlib
 from collections.abc import Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 
+from pfedsecure.errors import MessageRejected
 from pfedsecure.matching.interface import PoolEntry
-from pfedsecure.matching.plain import PlainServerMatching
+from pfedsecure.matching.plain import read_candidates
 from pfedsecure.wire.v1.payload_pb2 import PlainMatchAnswer
 
 
-class LotServerMatching:
-    """The server's side; sketches are checked as in `plain` but not used. The client's side is that of `plain`."""
+class LotClientMatching:
+    """The client's side."""
 
-    def __init__(self, shape: tuple[int, int], max_norm: float, seed: int) -> None:
-        self._plain = PlainServerMatching(shape, max_norm)
+    def sketch(self, context: NDArray[np.float32]) -> bytes:
+        return b""
+
+    def query(self, context: NDArray[np.float32]) -> bytes:
+        return b""
+
+    def rank(self, answer: bytes, k: int) -> list[str]:
+        return read_candidates(answer)[:k]
+
+
+class LotServerMatching:
+    """The server's side."""
+
+    def __init__(self, seed: int) -> None:
         self._seed = seed
 
     def check_sketch(self, sketch: bytes) -> None:
-        self._plain.check_sketch(sketch)
+        _require_empty(sketch, "sketch")
 
     def index(self, pool: Sequence[PoolEntry]) -> LotMatchIndex:
         return LotMatchIndex(pool, self._seed)
@@ -34,6 +52,7 @@ class LotMatchIndex:
         self._seed = seed
 
     def answer(self, query: bytes, k: int, asker: str, round_number: int) -> bytes:
+        _require_empty(query, "query")
         others = [entry for entry in self._pool if entry.owner != asker]
         name_seed = int.from_bytes(hashlib.sha256(asker.encode()).digest()[:8], "big")
         generator = np.random.default_rng([self._seed, round_number, name_seed])
@@ -41,3 +60,8 @@ class LotMatchIndex:
         for row in generator.permutation(len(others))[:k]:
             answer.candidates.add(expert_id=others[row].expert_id)
         return answer.SerializeToString(deterministic=True)
+
+
+def _require_empty(content: bytes, what: str) -> None:
+    if content:
+        raise MessageRejected(f"a {what} has come although experts are drawn by lot; use the plan of this server")

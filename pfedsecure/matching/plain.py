@@ -28,11 +28,7 @@ class PlainClientMatching:
         return self.sketch(context)
 
     def rank(self, answer: bytes, k: int) -> list[str]:
-        try:
-            message = PlainMatchAnswer.FromString(answer)
-        except DecodeError:
-            raise MessageRejected("the server's match answer is not a PlainMatchAnswer") from None
-        return [candidate.expert_id for candidate in message.candidates][:k]
+        return read_candidates(answer)[:k]
 
 
 class PlainServerMatching:
@@ -75,6 +71,15 @@ class PlainMatchIndex:
             for distance, entry in others[:k]:
                 answer.candidates.add(expert_id=entry.expert_id, distance=max(distance, 0.0) ** 0.5)
         return answer.SerializeToString(deterministic=True)
+
+
+def read_candidates(answer: bytes) -> list[str]:
+    """The ids in a PlainMatchAnswer, best first. Raises MessageRejected."""
+    try:
+        message = PlainMatchAnswer.FromString(answer)
+    except DecodeError:
+        raise MessageRejected("the server's match answer is not a PlainMatchAnswer") from None
+    return [candidate.expert_id for candidate in message.candidates]
 
 
 def read_sketch(sketch: bytes, size: int) -> NDArray[np.float32]:

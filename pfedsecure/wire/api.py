@@ -34,7 +34,13 @@ class FederationApi(Protocol):
     async def get_experts(self, round_number: int, expert_ids: Sequence[str]) -> dict[str, bytes]:
         """The experts asked for, by id, in the order asked for."""
 
-    async def submit_update(self, round_number: int, contribution: bytes) -> rnd.Receipt: ...
+    async def report_expert(self, request: rnd.ReportExpertRequest) -> rnd.ReportExpertReply: ...
 
     async def publish_expert(self, round_number: int, publication: bytes) -> rnd.Receipt:
         """`publication` is a serialised Publication."""
+
+    async def get_step_request(self, round_number: int, step: int) -> bytes:
+        """What the caller needs for the open step of the aggregation, from the second on."""
+
+    async def submit_step(self, round_number: int, step: int, message: bytes) -> rnd.Receipt:
+        """The caller's message of the open step of the aggregation."""

@@ -28,6 +28,7 @@ class Payload:
     round: int
     data: bytes
     expert_id: str = ""
+    step: int = 0
 
 
 def split(payload: Payload) -> Iterator[PayloadChunk]:
@@ -38,6 +39,7 @@ def split(payload: Payload) -> Iterator[PayloadChunk]:
             size=len(payload.data),
             sha256=hashlib.sha256(payload.data).digest(),
             expert_id=payload.expert_id,
+            step=payload.step,
         )
     )
     for start in range(0, len(payload.data), CHUNK_BYTES):
@@ -101,4 +103,4 @@ async def join_one(
 def _verified(header: PayloadHeader, data: bytes) -> Payload:
     if hashlib.sha256(data).digest() != header.sha256:
         raise MessageRejected("a payload does not match its digest; it was damaged on the way")
-    return Payload(round=header.round, data=data, expert_id=header.expert_id)
+    return Payload(round=header.round, data=data, expert_id=header.expert_id, step=header.step)

@@ -14,6 +14,7 @@ import pfedsecure
 from pfed_server.app import run
 from pfed_server.coordinator import Coordinator
 from pfed_server.sql_store import SqlStore
+from pfedsecure.aggregation.factory import server_aggregation
 from pfedsecure.clip.config import context_shape
 from pfedsecure.console import Address, exit_cleanly, parse_address
 from pfedsecure.pki.development import DEVELOPMENT_FOLDER, ensure_development_pki
@@ -89,9 +90,11 @@ def main(
         require_loopback(listen.host)
     else:
         identity = _identity(identity_folder)
+    authority = None if identity is None else identity.authority
+    server_aggregation(plan, shape, authority)  # refuses what cannot be had before a state is made for it
     with closing(SqlStore.open(state, plan)) as store:
+        coordinator = Coordinator(plan, store, context_shape=shape, authority=authority)
         _introduce(plan, plan_file, state, insecure)
-        coordinator = Coordinator(plan, store, context_shape=shape)
         asyncio.run(run(coordinator, listen, identity, exit_when_finished=exit_when_finished))
 
 

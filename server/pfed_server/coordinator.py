@@ -1,6 +1,6 @@
 """What the server answers to each call, whatever carried it: the caller is a verified `Peer`, errors are PfedErrors.
 
-    coordinator = Coordinator(plan, store, context_shape=context_shape(plan))
+    coordinator = Coordinator(plan, store, context_shape=context_shape(plan), authority=identity.authority)
     await coordinator.start()   # goes on where the store is, and opens and closes rounds from now on
     await coordinator.join(peer, request)
     await coordinator.stop()    # the store stays open; whoever opened it closes it
@@ -11,53 +11,61 @@ The methods are those of `pfedsecure.wire.api.FederationApi`, each with the call
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import logging
 import math
+import re
 import secrets
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 
-import numpy as np
+from cryptography import x509
 
+from pfed_server.aggregating import Aggregating
 from pfed_server.clock import Clock, SystemClock
 from pfed_server.federation import Federation
-from pfed_server.publication import read_publication
-from pfed_server.rounds import clients_needed, phase
+from pfed_server.lending import Lending
+from pfed_server.rounds import clients_needed, part_of, phase
 from pfed_server.status import status_reply
-from pfed_server.store import Member, Part, Store
+from pfed_server.store import Member, Store
 from pfedsecure.aggregation.factory import server_aggregation
 from pfedsecure.console import one_line
 from pfedsecure.errors import MessageRejected, NameTaken, NotAMember, PlanMismatch
-from pfedsecure.matching.factory import server_matching
-from pfedsecure.matching.interface import MatchIndex
 from pfedsecure.plan import Plan
 from pfedsecure.wire.peer import Peer, require_role
 from pfedsecure.wire.v1 import federation_pb2 as fed
 from pfedsecure.wire.v1 import operations_pb2 as ops
 from pfedsecure.wire.v1 import round_pb2 as rnd
-from pfedsecure.wire.v1.payload_pb2 import Publication
 
 LONGEST_WAIT_SECONDS = 30.0
 MAX_INSTANCE_ID_CHARS = 64
 MAX_VERSION_CHARS = 32
-UPLOAD_OVERHEAD_BYTES = 64 * 1024
+PSEUDONYM = re.compile("[0-9a-f]{32}")
 
 _logger = logging.getLogger(__name__)
 
 
 class Coordinator:
-    """One federation's server, without a transport. `context_shape (n, d)` is that of the plan's prompt."""
+    """One federation's server, without a transport. `context_shape (n, d)` is that of the plan's prompt.
 
-    def __init__(self, plan: Plan, store: Store, *, context_shape: tuple[int, int], clock: Clock | None = None) -> None:
+    `authority` certifies the clients. Raises ProtectionUnavailable when the plan asks for what cannot be had without.
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        store: Store,
+        *,
+        context_shape: tuple[int, int],
+        authority: x509.Certificate | None = None,
+        clock: Clock | None = None,
+    ) -> None:
         self._plan = plan
-        self._shape = context_shape
         self._store = store
-        self._federation = Federation(plan, store, context_shape, clock or SystemClock())
-        self._aggregation = server_aggregation(plan, context_shape)
-        self._matching = server_matching(plan, context_shape)
-        self._index: tuple[int, MatchIndex] | None = None
+        aggregation = server_aggregation(plan, context_shape, authority)
+        self._federation = Federation(plan, store, aggregation, clock or SystemClock())
+        self._aggregating = Aggregating(self._federation)
+        self._lending = Lending(self._federation, context_shape)
         self._know_the_end: set[str] = set()
 
     async def start(self) -> None:
@@ -73,8 +81,8 @@ class Coordinator:
 
     @property
     def max_upload_bytes(self) -> int:
-        """Most bytes of an update or a publication: expert and sketch, or a context of 64-bit numbers."""
-        return 4 * self._shape[0] * self._shape[1] * np.dtype(np.float32).itemsize + UPLOAD_OVERHEAD_BYTES
+        """Most bytes of a message of the open round's aggregation or of a publication."""
+        return max(self._aggregating.max_message_bytes, self._lending.max_publication_bytes)
 
     async def get_plan(self, peer: Peer) -> fed.GetPlanReply:
         """The plan, for everybody with a certificate of the federation."""
@@ -94,7 +102,8 @@ class Coordinator:
                 f"the plan of this server has digest {digest[:12]}, the client agreed to "
                 f"{request.plan_digest[:12]!r}; use the server's plan or the server of that plan"
             )
-        await self._federation.exclusively(partial(self._join, peer, request.instance_id))
+        pseudonym = self._check_pseudonym(request.pseudonym)
+        await self._federation.exclusively(partial(self._join, peer, request.instance_id, pseudonym))
         version = one_line(request.software_version[:MAX_VERSION_CHARS]) or "unknown"
         _logger.info("%s joined, version %s", peer.name, version)
         return fed.JoinReply(federation_id=self._federation.state.federation_id, name=peer.name)
@@ -132,51 +141,50 @@ class Coordinator:
 
     async def match(self, peer: Peer, request: rnd.MatchRequest) -> rnd.MatchReply:
         """Raises MessageRejected, also for more experts than the plan's."""
-        member = self._member(peer)
-        if not 1 <= request.experts <= self._plan.n_experts:
-            raise MessageRejected(f"{request.experts} experts asked for, the plan allows 1 to {self._plan.n_experts}")
-        index = await self._federation.exclusively(partial(self._match_index, member.name, request.round))
-        answer = await asyncio.to_thread(index.answer, request.query, request.experts, member.name, request.round)
-        self._federation.count(member.name, received=len(request.query), sent=len(answer))
-        return rnd.MatchReply(answer=answer)
+        return await self._lending.match(self._member(peer), request)
 
     async def get_experts(self, peer: Peer, round_number: int, expert_ids: Sequence[str]) -> dict[str, bytes]:
         """The experts asked for, in that order. Raises MessageRejected for one that the round's pool does not hold."""
-        member = self._member(peer)
-        if len(expert_ids) > self._plan.n_experts or len(set(expert_ids)) < len(expert_ids):
-            raise MessageRejected(f"experts are fetched once each, at most {self._plan.n_experts} of them")
-        experts = await self._federation.exclusively(partial(self._get_experts, member.name, round_number, expert_ids))
-        self._federation.count(member.name, sent=sum(map(len, experts.values())))
-        return experts
+        return await self._lending.fetch(self._member(peer), round_number, expert_ids)
 
-    def expect_upload(self, peer: Peer, round_number: int) -> Member:
-        """The member whose upload the open round waits for: asked before any of the data is taken.
+    async def report_expert(self, peer: Peer, request: rnd.ReportExpertRequest) -> rnd.ReportExpertReply:
+        """Raises MessageRejected for an expert that is nobody else's."""
+        return await self._lending.report(self._member(peer), request)
 
-        Raises IdentityError for another role than a client's, NotAMember or NameTaken, and MessageRejected outside the
-        member's round.
+    def expect_publication(self, peer: Peer, round_number: int) -> Member:
+        """The member whose publication may come: asked before any of the data is taken.
+
+        Raises IdentityError for another role than a client's, NotAMember or NameTaken, and MessageRejected for a round
+        that is neither the member's open one nor one whose expert it may seal again.
         """
         member = self._member(peer)
-        self._part(member.name, round_number)
+        self._lending.expect(member, round_number)
         return member
 
-    async def submit_update(self, peer: Peer, round_number: int, contribution: bytes) -> rnd.Receipt:
-        """Raises as `expect_upload`, and MessageRejected for another update than the one already there."""
-        member = self.expect_upload(peer, round_number)
-        await asyncio.to_thread(self._aggregation.check, contribution)
-        return await self._federation.exclusively(partial(self._submit, member.name, round_number, contribution))
-
     async def publish_expert(self, peer: Peer, round_number: int, publication: bytes) -> rnd.Receipt:
-        """As `submit_update`; peers see the expert once the round is closed."""
-        member = self.expect_upload(peer, round_number)
-        if not self._plan.n_experts:
-            raise MessageRejected("in this plan clients lend each other no experts")
-        content = await asyncio.to_thread(
-            read_publication, publication, self._matching, self._shape, self._plan.prompt.max_norm
-        )
-        digest = hashlib.sha256(publication).digest()
-        return await self._federation.exclusively(
-            partial(self._publish, member.name, round_number, content, digest, len(publication))
-        )
+        """Raises as `expect_publication`, and MessageRejected for another publication than the one already there.
+
+        Peers see the expert once the round is closed. One of a closed round is for an expert that is sealed with an
+        older secret of the cohort: it takes its place at once.
+        """
+        return await self._lending.publish(self.expect_publication(peer, round_number), round_number, publication)
+
+    def expect_message(self, peer: Peer, round_number: int) -> Member:
+        """The member whose message the open round waits for: asked before any of the data is taken.
+
+        Raises as `expect_publication`, and MessageRejected outside the member's round.
+        """
+        member = self._member(peer)
+        part_of(self._federation.state, member.name, round_number)
+        return member
+
+    async def get_step_request(self, peer: Peer, round_number: int, step: int) -> bytes:
+        """What the caller needs for the open step of the aggregation. Raises MessageRejected."""
+        return await self._aggregating.request(self._member(peer), round_number, step)
+
+    async def submit_step(self, peer: Peer, round_number: int, step: int, message: bytes) -> rnd.Receipt:
+        """Raises as `expect_message`, and MessageRejected for another message than the one already there."""
+        return await self._aggregating.submit(self.expect_message(peer, round_number), round_number, step, message)
 
     async def get_status(self, peer: Peer) -> ops.GetStatusReply:
         """For the operator; `transport` is left to whoever knows it."""
@@ -214,17 +222,18 @@ class Coordinator:
         self._federation.heard(member.name)
         return member
 
-    def _part(self, name: str, round_number: int) -> Part:
-        """What has arrived of a member's work in the open round. Raises MessageRejected when it is not its round."""
-        state = self._federation.state
-        if state.open_round is None or state.open_round.number != round_number:
-            when = "is closed" if 1 <= round_number <= state.last_round else "has not been opened"
-            raise MessageRejected(f"round {round_number} {when}; ask where the federation stands")
-        if name not in state.open_round.parts:
-            raise MessageRejected(f"{name} was not chosen for round {round_number}")
-        return state.open_round.parts[name]
+    def _check_pseudonym(self, pseudonym: str) -> str:
+        """The pseudonym that a joining client must, or must not, bring. Raises MessageRejected."""
+        if not self._plan.sealed_experts:
+            if pseudonym:
+                raise MessageRejected("in this plan experts are not sealed, and clients bring no pseudonym")
+        elif not PSEUDONYM.fullmatch(pseudonym):
+            raise MessageRejected(
+                "in this plan experts are sealed, and clients bring the pseudonym of their certificate"
+            )
+        return pseudonym
 
-    async def _join(self, peer: Peer, instance_id: str) -> None:
+    async def _join(self, peer: Peer, instance_id: str, pseudonym: str) -> None:
         federation = self._federation
         known = federation.state.members.get(peer.name)
         if known is not None:
@@ -235,7 +244,12 @@ class Coordinator:
                     f"another process takes part as {peer.name}; stop it, or if it is gone try again in "
                     f"{math.ceil(seconds_left)} s"
                 )
-        expert_id = secrets.token_hex(16) if known is None else known.expert_id
+        expert_id = pseudonym or (secrets.token_hex(16) if known is None else known.expert_id)
+        others = (other for other in federation.state.members.values() if other.name != peer.name)
+        if any(other.expert_id == expert_id for other in others):
+            raise NameTaken(
+                f"{peer.name} brings another member's pseudonym; request a certificate with keys of its own"
+            )
         member = Member(peer.name, peer.fingerprint, instance_id, expert_id, taking_part=True)
         federation.heard(peer.name)
         if member != known:
@@ -251,56 +265,6 @@ class Coordinator:
         self._federation.forget(member.name)
         _logger.info("%s left", member.name)
 
-    async def _match_index(self, name: str, round_number: int) -> MatchIndex:
-        self._part(name, round_number)
-        if self._index is None or self._index[0] != round_number:
-            pool = await asyncio.to_thread(self._store.pool)
-            self._index = round_number, await asyncio.to_thread(self._matching.index, pool)
-        return self._index[1]
-
-    async def _get_experts(self, name: str, round_number: int, expert_ids: Sequence[str]) -> dict[str, bytes]:
-        self._part(name, round_number)
-        experts = await asyncio.to_thread(self._store.experts, expert_ids)
-        for expert_id in expert_ids:
-            if expert_id not in experts:
-                raise MessageRejected(f"expert {expert_id[:40]!r} is not in the pool of round {round_number}")
-        return {expert_id: experts[expert_id] for expert_id in expert_ids}
-
-    async def _submit(self, name: str, round_number: int, contribution: bytes) -> rnd.Receipt:
-        part = self._part(name, round_number)
-        digest = hashlib.sha256(contribution).digest()
-        self._federation.count(name, received=len(contribution))
-        if part.update_digest is None:
-            traffic = self._federation.take_traffic(name)
-            await self._federation.change(
-                partial(self._store.record_update, round_number, name, contribution, digest, traffic)
-            )
-        elif part.update_digest != digest:
-            raise MessageRejected(f"{name} has already sent another update in round {round_number}")
-        return rnd.Receipt(sha256=digest)
-
-    async def _publish(
-        self, name: str, round_number: int, publication: Publication, digest: bytes, size: int
-    ) -> rnd.Receipt:
-        part = self._part(name, round_number)
-        self._federation.count(name, received=size)
-        if part.publication_digest is None:
-            traffic = self._federation.take_traffic(name)
-            await self._federation.change(
-                partial(
-                    self._store.record_publication,
-                    round_number,
-                    name,
-                    publication.expert,
-                    publication.sketch,
-                    digest,
-                    traffic,
-                )
-            )
-        elif part.publication_digest != digest:
-            raise MessageRejected(f"{name} has already published another expert in round {round_number}")
-        return rnd.Receipt(sha256=digest)
-
     def _view(self, member: Member) -> fed.FederationView:
         federation, state = self._federation, self._federation.state
         view = fed.FederationView(
@@ -314,10 +278,13 @@ class Coordinator:
             clients_needed=clients_needed(self._plan, state),
         )
         part = None if state.open_round is None else state.open_round.parts.get(member.name)
-        if part is not None:
+        if part is not None and state.open_round is not None:
             view.selected = True
-            view.update_received = part.update_digest is not None
+            view.step = state.open_round.step
+            view.step_received = part.step
             view.expert_received = part.publication_digest is not None
+        if (pooled := state.pooled.get(member.name)) is not None:
+            view.expert_epoch = pooled.epoch
         if view.phase == fed.FEDERATION_PHASE_FINISHED:
             self._know_the_end.add(member.name)
         return view

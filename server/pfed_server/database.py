@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import secrets
 import sqlite3
 from contextlib import closing
@@ -21,6 +22,8 @@ from pfedsecure.plan import Plan
 
 DATABASE_FILE = "federation.sqlite"
 LOCK_FILE = "lock"
+
+_logger = logging.getLogger(__name__)
 
 _PRAGMAS = ("foreign_keys=ON", "synchronous=FULL", "secure_delete=ON")
 _DAMAGED = ("SQLITE_CORRUPT", "SQLITE_NOTADB")
@@ -111,6 +114,18 @@ def in_memory_engine(plan: Plan) -> Engine:
     with engine.begin() as connection:
         _create(connection, plan)
     return engine
+
+
+def empty_log(engine: Engine) -> None:
+    """Have nothing that was deleted remain in the write-ahead log.
+
+    Where somebody reads the database meanwhile it stays until the next time, or until the database is opened again.
+    """
+    try:
+        with closing(engine.raw_connection()) as connection:
+            connection.cursor().execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    except (sqlite3.Error, SQLAlchemyError):
+        _logger.exception("the log of the database cannot be emptied; what was deleted may still be read in it")
 
 
 def _engine(url: str, **options: Any) -> Engine:

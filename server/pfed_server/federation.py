@@ -8,16 +8,19 @@ that it happened to complete.
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import logging
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import TypeVar
 
 from pfed_server.clock import Clock
 from pfed_server.liveness import Liveness
-from pfed_server.rounds import Transition, draw_cohort, due_transition
-from pfed_server.store import OpenRound, RoundRecord, State, Store, Traffic
-from pfedsecure.aggregation.factory import server_aggregation
+from pfed_server.messages import StepMessages
+from pfed_server.rounds import Transition, draw_cohort, due_transition, senders
+from pfed_server.store import Closing, OpenRound, RoundRecord, State, Store, Traffic
+from pfedsecure.aggregation.interface import RoundIdentity, RoundLost, ServerAggregation, ServerAggregationRound
+from pfedsecure.console import one_line
 from pfedsecure.plan import Plan
 from pfedsecure.wire.tensors import to_tensor
 
@@ -32,12 +35,12 @@ _logger = logging.getLogger(__name__)
 class Federation:
     """One federation on one store. Between `start` and `stop` it makes its transitions by itself."""
 
-    def __init__(self, plan: Plan, store: Store, context_shape: tuple[int, int], clock: Clock) -> None:
+    def __init__(self, plan: Plan, store: Store, aggregation: ServerAggregation, clock: Clock) -> None:
         self.plan = plan
         self.clock = clock
         self.liveness = Liveness(clock, plan.rounds.heartbeat_seconds)
         self.store = store
-        self._aggregation = server_aggregation(plan, context_shape)
+        self.aggregation = aggregation
         self._state = store.load()
         self._lock = asyncio.Lock()
         self._steps: set[asyncio.Task[object]] = set()
@@ -45,6 +48,8 @@ class Federation:
         self._wake = asyncio.Event()
         self._announced_online: frozenset[str] = frozenset()
         self._traffic: dict[str, Traffic] = {}
+        # Each first message is checked against all others: read once a round, they are small where they are read.
+        self._first_messages: tuple[int, dict[str, bytes]] = 0, {}
         self._stopping = False
         self._driver: asyncio.Task[None] | None = None
 
@@ -63,7 +68,7 @@ class Federation:
         return len(self._announced_online)
 
     def seconds_left(self) -> float:
-        """Seconds until the open round's deadline; 0 when no round is open."""
+        """Seconds until the deadline of the open round's open step; 0 when no round is open."""
         open_round = self._state.open_round
         return 0.0 if open_round is None else max(open_round.deadline - self.clock.now(), 0.0)
 
@@ -163,10 +168,10 @@ class Federation:
     async def _advance(self) -> None:
         """Make every transition that is due, and tell the clients when the number of those online has changed."""
         while (transition := due_transition(self.plan, self._state, self.online(), self.clock.now())) is not None:
-            if transition is Transition.OPEN:
+            if transition is Transition.OPEN_ROUND:
                 await self._open_round(self._state.last_round + 1)
-            elif (closing := self._state.open_round) is not None:
-                await self._close_round(closing, abandon=transition is Transition.ABANDON)
+            elif (open_round := self._state.open_round) is not None:
+                await self._end_step(open_round)
         if self._announced_online != self.online():
             await self.change(self.store.touch)
 
@@ -179,16 +184,56 @@ class Federation:
         names = ", ".join(cohort[:SHOWN_NAMES]) + (", ..." if len(cohort) > SHOWN_NAMES else "")
         _logger.info("round %d opened: %d clients (%s) have %g s", number, len(cohort), names, seconds)
 
-    async def _close_round(self, closing: OpenRound, *, abandon: bool) -> None:
-        prompt = None
-        if not abandon:
-            updates = await asyncio.to_thread(self.store.updates, closing.number)
-            prompt = await asyncio.to_thread(self._combine, updates)
+    def aggregation_round(self, open_round: OpenRound) -> ServerAggregationRound:
+        """The aggregation of the open round as it is now. Reads the store: only inside `exclusively`, in a thread."""
+        start = self.store.global_prompt(open_round.number)
+        identity = RoundIdentity(self._state.federation_id, open_round.number, hashlib.sha256(start).hexdigest())
+        if self._first_messages[0] != open_round.number:
+            self._first_messages = open_round.number, {}
+        stored = {1: StepMessages(self.store, open_round, 1, self._first_messages[1])}
+        stored |= {step: StepMessages(self.store, open_round, step) for step in range(2, open_round.step + 1)}
+        return self.aggregation.round(identity, stored)
+
+    async def _end_step(self, ending: OpenRound) -> None:
+        """Open the next step, close the round, or abandon it."""
+        closing = await asyncio.to_thread(self._outcome, ending)
+        if closing is not None:
+            await self._close_round(ending, closing)
+            return
+        deadline = self.clock.now() + self.plan.rounds.step_seconds
+        await self.change(partial(self.store.open_step, ending.number, ending.step + 1, deadline))
+
+    def _outcome(self, ending: OpenRound) -> Closing | None:
+        """How the round ends with its open step; None when there is another step."""
+        aggregation = self.aggregation_round(ending)
+        if not aggregation.ready(ending.step):
+            _logger.info(
+                "round %d cannot go on: %d of %d clients are in it after step %d of %d",
+                ending.number,
+                len(senders(ending, ending.step)),
+                len(ending.parts),
+                ending.step,
+                self.aggregation.steps,
+            )
+            return Closing()
+        if ending.step < self.aggregation.steps:
+            return None
+        try:
+            aggregate = aggregation.result()
+        except RoundLost as lost:
+            _logger.warning("round %d is lost: %s", ending.number, one_line(str(lost)))
+            return Closing()
+        if aggregate.culprits:
+            _logger.warning("round %d: wrong shares from %s", ending.number, ", ".join(aggregate.culprits))
+        prompt = to_tensor(aggregate.context).SerializeToString(deterministic=True)
+        return Closing(prompt, aggregate.metrics)
+
+    async def _close_round(self, ending: OpenRound, closing: Closing) -> None:
         traffic = dict(self._traffic)
-        await self.change(partial(self.store.close_round, closing.number, self.clock.now(), prompt, traffic))
+        await self.change(partial(self.store.close_round, ending.number, self.clock.now(), closing, traffic))
         self._traffic.clear()
         history = await asyncio.to_thread(self.store.history)
-        _logger.info("%s", _summary(history.rounds[-1], self.plan.rounds.minimum_cohort))
+        _logger.info("%s", _summary(history.rounds[-1]))
         if self._state.rounds_completed >= self.plan.rounds.count:
             _logger.info("finished: %d rounds completed", self._state.rounds_completed)
 
@@ -196,13 +241,10 @@ class Federation:
         self._changed.set()
         self._changed = asyncio.Event()
 
-    def _combine(self, updates: Mapping[str, bytes]) -> bytes:
-        return to_tensor(self._aggregation.combine(updates).context).SerializeToString(deterministic=True)
 
-
-def _summary(record: RoundRecord, minimum: int) -> str:
+def _summary(record: RoundRecord) -> str:
     head = f"round {record.number} {record.outcome}: cohort {record.cohort}, updates {record.updates}"
     if record.outcome == "abandoned":
-        return f"{head}, {minimum} needed; nothing was combined or revealed"
+        return f"{head}; nothing was combined or revealed"
     traffic = record.traffic
     return f"{head}, {record.seconds:.1f} s, {traffic.received:,} bytes received, {traffic.sent:,} sent"

@@ -1,27 +1,26 @@
-"""What a client lends to its peers, checked when it arrives, so that nobody fetches an expert that cannot be used."""
+"""What a client lends to its peers, checked when it arrives as far as a server can."""
 
 from __future__ import annotations
 
+import hashlib
+
 from google.protobuf.message import DecodeError
 
+from pfed_server.store import StoredPublication
 from pfedsecure.errors import MessageRejected
+from pfedsecure.experts.interface import ServerExperts
 from pfedsecure.matching.interface import ServerMatching
-from pfedsecure.wire.tensors import check_norm, from_tensor
-from pfedsecure.wire.v1.payload_pb2 import PlainExpert, Publication
+from pfedsecure.wire.v1.payload_pb2 import Publication
 
 
-def read_publication(data: bytes, matching: ServerMatching, shape: tuple[int, int], max_norm: float) -> Publication:
-    """A publication with a sketch that `matching` takes and an expert of `shape (n, d)` and norm up to `max_norm`.
-
-    Raises MessageRejected.
-
-    The expert is looked into because experts are not sealed yet: this server can read every one of them.
-    """
+def read_publication(
+    data: bytes, experts: ServerExperts, matching: ServerMatching, expert_id: str, round_number: int
+) -> StoredPublication:
+    """A publication of a member with pseudonym `expert_id` for a round. Raises MessageRejected."""
     try:
         publication = Publication.FromString(data)
-        expert = PlainExpert.FromString(publication.expert)
     except DecodeError:
-        raise MessageRejected("the publication is not a Publication of a PlainExpert") from None
-    check_norm(from_tensor(expert.context, shape, "the expert"), max_norm, "the expert")
+        raise MessageRejected("the publication is not a Publication") from None
+    epoch = experts.check(publication.expert, expert_id, round_number)
     matching.check_sketch(publication.sketch)
-    return publication
+    return StoredPublication(publication.expert, publication.sketch, epoch, hashlib.sha256(data).digest())

@@ -1,8 +1,11 @@
 """The state machine of rounds, as functions of what is known: nothing here waits, stores or sends.
 
-GATHERING --enough clients online--> ROUND_OPEN --everything arrived, or deadline--> closed or abandoned
-    ^                                                                                        |
-    +---------- too few online --------------------------------------------------------------+--> FINISHED
+GATHERING --enough clients online--> ROUND_OPEN, step 1, 2, ... --> closed or abandoned
+    ^                                                                    |
+    +---------- too few online ------------------------------------------+--> FINISHED
+
+A step of the open round's aggregation ends when everything has arrived that is waited for, or at its deadline. What
+arrived is then enough to open the next step, or to close the round after the last, or the round is abandoned.
 """
 
 from __future__ import annotations
@@ -12,7 +15,8 @@ from enum import Enum
 
 import numpy as np
 
-from pfed_server.store import OpenRound, State
+from pfed_server.store import OpenRound, Part, State
+from pfedsecure.errors import MessageRejected
 from pfedsecure.plan import Plan
 from pfedsecure.wire.v1.federation_pb2 import FederationPhase
 
@@ -20,9 +24,8 @@ from pfedsecure.wire.v1.federation_pb2 import FederationPhase
 class Transition(Enum):
     """What has to happen next."""
 
-    OPEN = "open"
-    CLOSE = "close"
-    ABANDON = "abandon"
+    OPEN_ROUND = "open round"
+    END_STEP = "end step"
 
 
 def phase(plan: Plan, state: State) -> FederationPhase.ValueType:
@@ -42,12 +45,10 @@ def clients_needed(plan: Plan, state: State) -> int:
 def due_transition(plan: Plan, state: State, online: Collection[str], now: float) -> Transition | None:
     """What has to happen at wall-clock time `now`; None when there is nothing to do but wait."""
     if state.open_round is not None:
-        if now < state.open_round.deadline and not _everything_arrived(plan, state, state.open_round):
-            return None
-        updates = sum(part.update_digest is not None for part in state.open_round.parts.values())
-        return Transition.CLOSE if updates >= plan.rounds.minimum_cohort else Transition.ABANDON
+        over = now >= state.open_round.deadline or _everything_arrived(plan, state, state.open_round, online)
+        return Transition.END_STEP if over else None
     if state.rounds_completed < plan.rounds.count and len(online) >= clients_needed(plan, state):
-        return Transition.OPEN
+        return Transition.OPEN_ROUND
     return None
 
 
@@ -59,10 +60,37 @@ def draw_cohort(plan: Plan, round_number: int, online: Collection[str]) -> list[
     return sorted(candidates[row] for row in generator.choice(len(candidates), size=size, replace=False))
 
 
-def _everything_arrived(plan: Plan, state: State, open_round: OpenRound) -> bool:
-    """Whether there is nothing to wait for: those of the cohort that left meanwhile are not waited for."""
-    return all(
-        part.update_digest is not None and (plan.n_experts == 0 or part.publication_digest is not None)
+def open_round_of(state: State, name: str, round_number: int) -> OpenRound:
+    """The open round, if it has this number and `name` is of its cohort. Raises MessageRejected."""
+    if state.open_round is None or state.open_round.number != round_number:
+        when = "is closed" if 1 <= round_number <= state.last_round else "has not been opened"
+        raise MessageRejected(f"round {round_number} {when}; ask where the federation stands")
+    if name not in state.open_round.parts:
+        raise MessageRejected(f"{name} was not chosen for round {round_number}")
+    return state.open_round
+
+
+def part_of(state: State, name: str, round_number: int) -> Part:
+    """What has arrived of a member's work in the open round. Raises as `open_round_of`."""
+    return open_round_of(state, name, round_number).parts[name]
+
+
+def senders(open_round: OpenRound, step: int) -> list[str]:
+    """The members whose message of a step has arrived, sorted."""
+    return sorted(name for name, part in open_round.parts.items() if part.step >= step)
+
+
+def _everything_arrived(plan: Plan, state: State, open_round: OpenRound, online: Collection[str]) -> bool:
+    """Whether there is nothing to wait for.
+
+    Not waited for are those of the cohort that left meanwhile and, once training is over, those that fell silent: their
+    silence costs all others a deadline in each of the further steps, which take a client no time.
+    """
+    step = open_round.step
+    awaited = [
+        (part.step, part.publication_digest)
         for name, part in open_round.parts.items()
-        if state.members[name].taking_part
-    )
+        if state.members[name].taking_part and part.step >= step - 1 and (step == 1 or name in online)
+    ]
+    published = plan.n_experts == 0 or step > 1 or all(publication is not None for _, publication in awaited)
+    return published and all(sent >= step for sent, _ in awaited)

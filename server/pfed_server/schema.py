@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
-from sqlalchemy import BLOB, CheckConstraint, ForeignKey, Index, text
+from sqlalchemy import BLOB, JSON, CheckConstraint, ForeignKey, Index, text
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 from sqlalchemy.types import TypeEngine
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 """Grows with every change of the tables; a database of a newer version is refused."""
 
 
 class Base(DeclarativeBase):
-    type_annotation_map: ClassVar[dict[type, type[TypeEngine[bytes]]]] = {bytes: BLOB}
+    type_annotation_map: ClassVar[dict[Any, type[TypeEngine[Any]]]] = {bytes: BLOB, dict[str, float]: JSON}
 
 
 class MetaRow(Base):
@@ -50,26 +50,50 @@ class RoundRow(Base):
 
     number: Mapped[int] = mapped_column(primary_key=True)
     opened_at: Mapped[float]
+    step: Mapped[int] = mapped_column(default=1)
     deadline: Mapped[float]
     outcome: Mapped[str]
     closed_at: Mapped[float | None]
     global_prompt: Mapped[bytes | None] = mapped_column(deferred=True)
+    metrics: Mapped[dict[str, float]] = mapped_column(default=dict)
 
 
 class PartRow(Base):
-    """One member's part in one round. The payloads are emptied when the round closes; the digests stay."""
+    """One member's part in one round. The expert is emptied when the round closes; the rest stays."""
 
     __tablename__ = "parts"
 
     round: Mapped[int] = mapped_column(ForeignKey(RoundRow.number), primary_key=True)
     member: Mapped[str] = mapped_column(ForeignKey(MemberRow.name), primary_key=True)
-    contribution: Mapped[bytes | None] = mapped_column(deferred=True)
-    update_digest: Mapped[bytes | None]
+    step: Mapped[int] = mapped_column(default=0)
+    message_digest: Mapped[bytes | None]
+    counted: Mapped[bool] = mapped_column(default=False)
     expert: Mapped[bytes | None] = mapped_column(deferred=True)
     sketch: Mapped[bytes | None] = mapped_column(deferred=True)
+    epoch: Mapped[int] = mapped_column(default=0)
     publication_digest: Mapped[bytes | None]
     bytes_received: Mapped[int] = mapped_column(default=0)
     bytes_sent: Mapped[int] = mapped_column(default=0)
+
+
+class MessageRow(Base):
+    """What a member sent in one step of the open round's aggregation."""
+
+    __tablename__ = "messages"
+
+    round: Mapped[int] = mapped_column(ForeignKey(RoundRow.number), primary_key=True)
+    step: Mapped[int] = mapped_column(primary_key=True)
+    member: Mapped[str] = mapped_column(ForeignKey(MemberRow.name), primary_key=True)
+    message: Mapped[bytes]
+
+
+class ReportRow(Base):
+    """A member that could not use another's expert."""
+
+    __tablename__ = "reports"
+
+    author: Mapped[str] = mapped_column(ForeignKey(MemberRow.name), primary_key=True)
+    reporter: Mapped[str] = mapped_column(ForeignKey(MemberRow.name), primary_key=True)
 
 
 class PoolRow(Base):
@@ -81,3 +105,5 @@ class PoolRow(Base):
     round: Mapped[int] = mapped_column(ForeignKey(RoundRow.number))
     expert: Mapped[bytes] = mapped_column(deferred=True)
     sketch: Mapped[bytes] = mapped_column(deferred=True)
+    epoch: Mapped[int]
+    digest: Mapped[bytes]

@@ -98,18 +98,28 @@ class RoundService(RoundServicer):
             for chunk in split(Payload(request.round, expert, expert_id)):
                 yield chunk
 
-    async def SubmitUpdate(self, chunks: AsyncIterator[PayloadChunk], context: ServicerContext) -> rnd.Receipt:
-        payload = await self._receive(chunks, context)
-        return await self._coordinator.submit_update(self._identify(context), payload.round, payload.data)
+    async def ReportExpert(self, request: rnd.ReportExpertRequest, context: ServicerContext) -> rnd.ReportExpertReply:
+        return await self._coordinator.report_expert(self._identify(context), request)
 
     async def PublishExpert(self, chunks: AsyncIterator[PayloadChunk], context: ServicerContext) -> rnd.Receipt:
-        payload = await self._receive(chunks, context)
+        payload = await self._receive(chunks, context, self._coordinator.expect_publication)
         return await self._coordinator.publish_expert(self._identify(context), payload.round, payload.data)
 
-    async def _receive(self, chunks: AsyncIterator[PayloadChunk], context: ServicerContext) -> Payload:
-        """An upload, of a caller that the open round waits for. What it may cost is bounded in bytes, time and number.
+    async def GetStepRequest(self, request: rnd.StepRequest, context: ServicerContext) -> AsyncIterator[PayloadChunk]:
+        content = await self._coordinator.get_step_request(self._identify(context), request.round, request.step)
+        for chunk in split(Payload(request.round, content, step=request.step)):
+            yield chunk
 
-        Raises as `expect_upload` and `join_one`, and MessageRejected for an upload too many or one that takes too long.
+    async def SubmitStep(self, chunks: AsyncIterator[PayloadChunk], context: ServicerContext) -> rnd.Receipt:
+        payload = await self._receive(chunks, context, self._coordinator.expect_message)
+        return await self._coordinator.submit_step(self._identify(context), payload.round, payload.step, payload.data)
+
+    async def _receive(
+        self, chunks: AsyncIterator[PayloadChunk], context: ServicerContext, expect: Callable[[Peer, int], object]
+    ) -> Payload:
+        """An upload that its caller may make, says `expect`. What it may cost is bounded in bytes, time and number.
+
+        Raises as `expect` and `join_one`, and MessageRejected for an upload too many or one that takes too long.
         """
         peer = self._identify(context)
         caller = peer.role, peer.name
@@ -119,7 +129,7 @@ class RoundService(RoundServicer):
             )
 
         def expected(header: PayloadHeader) -> None:
-            self._coordinator.expect_upload(peer, header.round)
+            expect(peer, header.round)
 
         self._uploads[caller] += 1
         try:

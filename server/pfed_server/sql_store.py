@@ -2,16 +2,28 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Self
 
-from sqlalchemy import Engine, delete, func, insert, select, update
+from sqlalchemy import Engine, Integer, cast, delete, func, insert, select, update
 from sqlalchemy.orm import Session, sessionmaker
 
-from pfed_server.database import StateFolder, in_memory_engine
-from pfed_server.schema import MemberRow, MetaRow, PartRow, PoolRow, RoundRow
-from pfed_server.store import History, Member, OpenRound, Part, RoundRecord, State, Traffic
+from pfed_server.database import StateFolder, empty_log, in_memory_engine
+from pfed_server.schema import MemberRow, MessageRow, MetaRow, PartRow, PoolRow, ReportRow, RoundRow
+from pfed_server.store import (
+    Closing,
+    History,
+    Member,
+    OpenRound,
+    Part,
+    PooledExpert,
+    RoundRecord,
+    State,
+    StoredPublication,
+    Traffic,
+)
 from pfedsecure.matching.interface import PoolEntry
 from pfedsecure.plan import Plan
 
@@ -60,8 +72,9 @@ class SqlStore:
             RoundRow.outcome,
             RoundRow.opened_at,
             RoundRow.closed_at,
+            RoundRow.metrics,
             func.count(),
-            func.count(PartRow.update_digest),
+            func.sum(cast(PartRow.counted, Integer)),
             func.sum(PartRow.bytes_received),
             func.sum(PartRow.bytes_sent),
         )
@@ -74,21 +87,29 @@ class SqlStore:
                     updates=updates,
                     seconds=None if closed_at is None else closed_at - opened_at,
                     traffic=Traffic(received, sent),
+                    metrics=metrics,
                 )
-                for number, outcome, opened_at, closed_at, cohort, updates, received, sent in session.execute(
+                for number, outcome, opened_at, closed_at, metrics, cohort, updates, received, sent in session.execute(
                     select(*counts).join(PartRow).group_by(RoundRow.number).order_by(RoundRow.number)
                 )
             ]
             last_rounds = session.execute(
                 select(PartRow.member, func.max(PartRow.round))
                 .join(RoundRow)
-                .where(RoundRow.outcome == CLOSED, PartRow.update_digest.is_not(None))
+                .where(RoundRow.outcome == CLOSED, PartRow.counted)
                 .group_by(PartRow.member)
             )
-            return History(rounds, dict(last_rounds.all()))
+            reports = session.execute(select(ReportRow.author, func.count()).group_by(ReportRow.author))
+            return History(rounds, dict(last_rounds.all()), dict(reports.all()))
 
     def save_member(self, member: Member) -> State:
         with self._transaction() as session:
+            known = session.get(MemberRow, member.name)
+            if known is not None and known.expert_id != member.expert_id:
+                # Under its new pseudonym nobody could verify an expert that was published under the old one.
+                session.execute(delete(PoolRow).where(PoolRow.member == member.name))
+                staged = update(PartRow).where(PartRow.member == member.name, PartRow.expert.is_not(None))
+                session.execute(staged.values(expert=None, sketch=None, epoch=0, publication_digest=None))
             session.merge(
                 MemberRow(
                     name=member.name,
@@ -113,47 +134,63 @@ class SqlStore:
             session.add_all(PartRow(round=number, member=name) for name in cohort)
             return _newer_state(session)
 
-    def record_update(self, number: int, name: str, contribution: bytes, digest: bytes, traffic: Traffic) -> State:
+    def record_message(
+        self, number: int, step: int, name: str, message: bytes, traffic: Traffic, *, counts: bool
+    ) -> State:
         with self._transaction() as session:
+            session.add(MessageRow(round=number, step=step, member=name, message=message))
             part = session.get_one(PartRow, (number, name))
-            part.contribution, part.update_digest = contribution, digest
+            part.step, part.message_digest = step, hashlib.sha256(message).digest()
+            part.counted = part.counted or counts
             _add_traffic(part, traffic)
             return _state(session)
 
-    def record_publication(
-        self, number: int, name: str, expert: bytes, sketch: bytes, digest: bytes, traffic: Traffic
-    ) -> State:
+    def message(self, number: int, step: int, name: str) -> bytes:
+        with self._transaction() as session:
+            return session.get_one(MessageRow, (number, step, name)).message
+
+    def open_step(self, number: int, step: int, deadline: float) -> State:
+        with self._transaction() as session:
+            row = session.get_one(RoundRow, number)
+            row.step, row.deadline = step, deadline
+            return _newer_state(session)
+
+    def record_publication(self, number: int, name: str, publication: StoredPublication, traffic: Traffic) -> State:
         with self._transaction() as session:
             part = session.get_one(PartRow, (number, name))
-            part.expert, part.sketch, part.publication_digest = expert, sketch, digest
+            part.expert, part.sketch, part.epoch = publication.expert, publication.sketch, publication.epoch
+            part.publication_digest = publication.digest
             _add_traffic(part, traffic)
             return _state(session)
 
-    def updates(self, number: int) -> dict[str, bytes]:
+    def replace_expert(self, number: int, name: str, publication: StoredPublication) -> State:
         with self._transaction() as session:
-            rows = session.execute(
-                select(PartRow.member, PartRow.contribution)
-                .where(PartRow.round == number, PartRow.contribution.is_not(None))
-                .order_by(PartRow.member)
-            )
-            return {member: contribution for member, contribution in rows if contribution is not None}
+            entry = session.get_one(PoolRow, name)
+            entry.round, entry.expert, entry.sketch = number, publication.expert, publication.sketch
+            entry.epoch, entry.digest = publication.epoch, publication.digest
+            return _newer_state(session)
 
-    def close_round(
-        self, number: int, closed_at: float, global_prompt: bytes | None, traffic: Mapping[str, Traffic]
-    ) -> State:
+    def record_report(self, reporter: str, expert_id: str) -> None:
         with self._transaction() as session:
-            closing = session.get_one(RoundRow, number)
-            closing.outcome = ABANDONED if global_prompt is None else CLOSED
-            closing.closed_at, closing.global_prompt = closed_at, global_prompt
+            author = session.scalars(select(MemberRow.name).where(MemberRow.expert_id == expert_id)).one()
+            session.merge(ReportRow(author=author, reporter=reporter))
+
+    def close_round(self, number: int, closed_at: float, closing: Closing, traffic: Mapping[str, Traffic]) -> State:
+        with self._transaction() as session:
+            row = session.get_one(RoundRow, number)
+            row.outcome = ABANDONED if closing.global_prompt is None else CLOSED
+            row.closed_at, row.global_prompt = closed_at, closing.global_prompt
+            row.metrics = dict(closing.metrics or {})
             for name, bytes_since in traffic.items():
                 _add_traffic(session.get_one(PartRow, (number, name)), bytes_since)
             session.flush()
-            if global_prompt is not None:
+            if closing.global_prompt is not None:
                 _reveal_experts(session, number)
-            session.execute(
-                update(PartRow).where(PartRow.round == number).values(contribution=None, expert=None, sketch=None)
-            )
-            return _newer_state(session)
+            session.execute(delete(MessageRow).where(MessageRow.round == number))
+            session.execute(update(PartRow).where(PartRow.round == number).values(expert=None, sketch=None))
+            state = _newer_state(session)
+        empty_log(self._engine)
+        return state
 
     def global_prompt(self, round_number: int) -> bytes:
         with self._transaction() as session:
@@ -191,6 +228,7 @@ def _state(session: Session) -> State:
     members = session.execute(
         select(MemberRow.name, MemberRow.fingerprint, MemberRow.instance_id, MemberRow.expert_id, MemberRow.taking_part)
     )
+    pooled = session.execute(select(PoolRow.member, PoolRow.round, PoolRow.epoch, PoolRow.digest))
     completed = select(func.count()).select_from(RoundRow).where(RoundRow.outcome == CLOSED)
     return State(
         federation_id=federation_id,
@@ -198,31 +236,31 @@ def _state(session: Session) -> State:
         last_round=session.scalar(select(func.max(RoundRow.number))) or 0,
         rounds_completed=session.scalar(completed) or 0,
         members={row.name: Member(*row) for row in members},
+        pooled={row.member: PooledExpert(row.round, row.epoch, row.digest) for row in pooled},
         open_round=_open_round(session),
     )
 
 
 def _open_round(session: Session) -> OpenRound | None:
     row = session.execute(
-        select(RoundRow.number, RoundRow.opened_at, RoundRow.deadline).where(RoundRow.outcome == OPEN)
+        select(RoundRow.number, RoundRow.opened_at, RoundRow.step, RoundRow.deadline).where(RoundRow.outcome == OPEN)
     ).one_or_none()
     if row is None:
         return None
     parts = session.execute(
-        select(PartRow.member, PartRow.update_digest, PartRow.publication_digest)
+        select(PartRow.member, PartRow.step, PartRow.message_digest, PartRow.publication_digest, PartRow.epoch)
         .where(PartRow.round == row.number)
         .order_by(PartRow.member)
     )
-    return OpenRound(*row, parts={member: Part(*digests) for member, *digests in parts})
+    return OpenRound(*row, parts={part.member: Part(*part[1:]) for part in parts})
 
 
 def _reveal_experts(session: Session, number: int) -> None:
     """Put the experts staged in a round in the place of the older ones of the same members."""
-    staged = select(PartRow.member, PartRow.round, PartRow.expert, PartRow.sketch).where(
-        PartRow.round == number, PartRow.expert.is_not(None)
-    )
+    columns = (PartRow.member, PartRow.round, PartRow.expert, PartRow.sketch, PartRow.epoch, PartRow.publication_digest)
+    staged = select(*columns).where(PartRow.round == number, PartRow.expert.is_not(None))
     session.execute(delete(PoolRow).where(PoolRow.member.in_(select(staged.subquery().c.member))))
-    session.execute(insert(PoolRow).from_select(["member", "round", "expert", "sketch"], staged))
+    session.execute(insert(PoolRow).from_select(["member", "round", "expert", "sketch", "epoch", "digest"], staged))
 
 
 def _add_traffic(part: PartRow, traffic: Traffic) -> None:

@@ -28,6 +28,10 @@ def status_reply(federation: Federation, history: History) -> ops.GetStatusReply
         rounds_planned=plan.rounds.count,
         seconds_left=federation.seconds_left(),
         unprotected=plan.unprotected(),
+        aggregation=plan.protection.aggregation,
+        experts=plan.protection.experts,
+        matching=plan.protection.matching,
+        step=0 if state.open_round is None else state.open_round.step,
     )
     parts = {} if state.open_round is None else state.open_round.parts
     for name in sorted(state.members):
@@ -36,9 +40,10 @@ def status_reply(federation: Federation, history: History) -> ops.GetStatusReply
             name=name,
             online=name in online,
             in_cohort=name in parts,
-            update_received=part.update_digest is not None,
+            step_received=part.step,
             expert_received=part.publication_digest is not None,
             last_round=history.last_rounds.get(name, 0),
+            expert_reports=history.reports.get(name, 0),
         )
     for record in history.rounds:
         reply.rounds.add(
@@ -49,5 +54,6 @@ def status_reply(federation: Federation, history: History) -> ops.GetStatusReply
             seconds=record.seconds,
             bytes_received=record.traffic.received,
             bytes_sent=record.traffic.sent,
+            metrics=record.metrics,
         )
     return reply

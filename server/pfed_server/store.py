@@ -27,10 +27,16 @@ class Member:
 
 @dataclass(frozen=True)
 class Part:
-    """What has arrived from one member of a round's cohort: SHA-256 of the update and of the publication."""
+    """What has arrived from one member of a round's cohort.
 
-    update_digest: bytes | None = None
+    `step`: the last step of the aggregation that it sent a message of (0: none), with the message's SHA-256; and the
+    SHA-256 of its publication, with the epoch of the secret that the expert is sealed with.
+    """
+
+    step: int = 0
+    message_digest: bytes | None = None
     publication_digest: bytes | None = None
+    publication_epoch: int = 0
 
 
 @dataclass(frozen=True)
@@ -39,7 +45,10 @@ class OpenRound:
 
     number: int
     opened_at: float
+    step: int
+    """The open step of the aggregation, from 1."""
     deadline: float
+    """Of that step."""
     parts: Mapping[str, Part]
     """By member; the keys are the cohort."""
 
@@ -55,7 +64,36 @@ class State:
     """Number of the newest round, open or not; 0 before the first."""
     rounds_completed: int
     members: Mapping[str, Member]
+    pooled: Mapping[str, PooledExpert]
+    """By member: what the pool holds of it."""
     open_round: OpenRound | None
+
+
+@dataclass(frozen=True)
+class StoredPublication:
+    """What a member publishes. `epoch`: of the secret that the expert is sealed with, or 0; `digest`: of it all."""
+
+    expert: bytes
+    sketch: bytes
+    epoch: int
+    digest: bytes
+
+
+@dataclass(frozen=True)
+class PooledExpert:
+    """What the pool holds of a member: round, epoch and the digest of the whole publication."""
+
+    round: int
+    epoch: int
+    digest: bytes
+
+
+@dataclass(frozen=True)
+class Closing:
+    """How a round ends: with a global prompt, or abandoned, without."""
+
+    global_prompt: bytes | None = None
+    metrics: Mapping[str, float] | None = None
 
 
 @dataclass(frozen=True)
@@ -79,6 +117,8 @@ class RoundRecord:
     updates: int
     seconds: float | None
     traffic: Traffic
+    metrics: Mapping[str, float]
+    """Means over the clients that told them."""
 
 
 @dataclass(frozen=True)
@@ -88,6 +128,8 @@ class History:
     rounds: Sequence[RoundRecord]
     last_rounds: Mapping[str, int]
     """By member: the newest closed round that has its update."""
+    reports: Mapping[str, int]
+    """By member: how many others reported an expert of it as unusable."""
 
 
 class Store(Protocol):
@@ -104,25 +146,35 @@ class Store(Protocol):
         """Raise the version: something that is not stored has changed."""
 
     def open_round(self, number: int, opened_at: float, deadline: float, cohort: Sequence[str]) -> State:
-        """Begin a round, and take the experts of members that left out of the pool."""
+        """Begin a round with step 1, and take the experts of members that left out of the pool."""
 
-    def record_update(self, number: int, name: str, contribution: bytes, digest: bytes, traffic: Traffic) -> State:
-        """Keep an update until its round closes; add to the member's traffic."""
-
-    def record_publication(
-        self, number: int, name: str, expert: bytes, sketch: bytes, digest: bytes, traffic: Traffic
+    def record_message(
+        self, number: int, step: int, name: str, message: bytes, traffic: Traffic, *, counts: bool
     ) -> State:
+        """Keep a message of the open step until its round closes; add to the member's traffic.
+
+        `counts`: with it the member's update has arrived.
+        """
+
+    def message(self, number: int, step: int, name: str) -> bytes:
+        """A message of an open round."""
+
+    def open_step(self, number: int, step: int, deadline: float) -> State:
+        """Close the open step of a round and open the next."""
+
+    def record_publication(self, number: int, name: str, publication: StoredPublication, traffic: Traffic) -> State:
         """Keep an expert out of sight until its round closes; add to the member's traffic."""
 
-    def updates(self, number: int) -> dict[str, bytes]:
-        """The contributions of an open round by member."""
+    def replace_expert(self, number: int, name: str, publication: StoredPublication) -> State:
+        """Put an expert of round `number` in the place of the member's older one at once; there must be one."""
 
-    def close_round(
-        self, number: int, closed_at: float, global_prompt: bytes | None, traffic: Mapping[str, Traffic]
-    ) -> State:
-        """End a round: with a new global prompt the staged experts enter the pool; with None it is abandoned.
+    def record_report(self, reporter: str, expert_id: str) -> None:
+        """Note that a member could not use another's expert. Noting it twice is noting it once."""
 
-        Either way the contributions are forgotten; their digests stay.
+    def close_round(self, number: int, closed_at: float, closing: Closing, traffic: Mapping[str, Traffic]) -> State:
+        """End a round: with a new global prompt the staged experts enter the pool; without it is abandoned.
+
+        Either way the messages are forgotten; who sent what stays.
         """
 
     def global_prompt(self, round_number: int) -> bytes:

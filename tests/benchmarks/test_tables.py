@@ -49,6 +49,63 @@ TABLE = """\
 - `pfedmoap_over_gate_only`: -0.10 points (no limit)"""
 
 
+def measured(way: str, clients: int, dropout: float, **numbers: object) -> dict[str, object]:
+    costs = {"client_ms": 18.84, "server_ms": 71364.8, "bytes_up": 53655, "bytes_down": 96840.0}
+    return {"way": way, "clients": clients, "values": 8192, "dropout": dropout} | costs | numbers
+
+
+OURS = {
+    "client_first_ms": 31.51,
+    "server_relay_ms": 100.4,
+    "server_mib": 52.2,
+    "error_over_bound": 0.1673,
+    "graph": "complete",
+    "holders": 99,
+    "threshold": 67,
+}
+SECAGG = Report.of(
+    "secagg",
+    Outcome(
+        params={"flwr": "1.2.3"},
+        rows=[
+            measured("pfedsecure", 100, 0.1, server_ms=46.7, **OURS),
+            measured("ckks", 100, 0.1, client_ms=7.9),
+            measured("flower", 100, 0.1, client_ms=1231.68),
+            measured("pfedsecure", 1000, 0.0, **OURS | {"graph": "sparse", "holders": 150, "threshold": 73}),
+            measured("ckks", 1000, 0.0),
+        ],  # type: ignore[list-item]
+        bars={"server_ratio_flower_100": Bar.of(1527.98, 100, ">="), "client_ms_100": Bar.of(61.0, 60, "<=")},
+    ),
+)
+SECAGG_TABLE = """\
+| clients | values | drop out | graph | client, ms: ours / Flower / CKKS | in its first round \
+| server, ms: ours / Flower / CKKS | relaying, ms | sent, kB: ours / Flower / CKKS \
+| received, kB: ours / Flower / CKKS | server, MiB | error / bound |
+|---|---|---|---|---|---|---|---|---|---|---|---|
+| 100 | 8,192 | 10% | complete, k = 99, t = 67 | 18.8 / 1,232 / 7.9 | 31.5 | 46.7 / 71,365 / 71,365 | 100 \
+| 53.7 / 53.7 / 53.7 | 96.8 / 96.8 / 96.8 | 52.2 | 0.167 |
+| 1,000 | 8,192 | 0% | sparse, k = 150, t = 73 | 18.8 / 18.8 | 31.5 | 71,365 / 71,365 | 100 \
+| 53.7 / 53.7 | 96.8 / 96.8 | 52.2 | 0.167 |
+
+- `server_ratio_flower_100`: 1,528 (>= 100: ok)
+- `client_ms_100`: 61 (<= 60: missed)"""
+
+
+def test_the_table_of_the_secure_aggregation_benchmark() -> None:
+    ran_on, blank, *table = table_of(SECAGG).split("\n")
+    assert "\n".join(table) == SECAGG_TABLE
+    assert ran_on.endswith(", flwr 1.2.3.")
+    assert SECAGG.machine.versions["cryptography"] in ran_on
+    assert not blank
+
+
+def test_without_flower_the_table_has_none() -> None:
+    rows = [row for row in SECAGG.rows if row["way"] != "flower"]
+    table = table_of(SECAGG.model_copy(update={"rows": rows, "params": {"flwr": None}}))
+    assert "client, ms: ours / CKKS |" in table
+    assert "flwr" not in table
+
+
 def test_the_table_of_the_federation_benchmark() -> None:
     assert table_of(REPORT) == TABLE
 
@@ -75,5 +132,5 @@ def test_a_document_without_marks_is_left_alone(document: str) -> None:
 def test_a_benchmark_without_a_table_is_named() -> None:
     other = REPORT.model_copy(update={"bench": "other"})
 
-    with pytest.raises(click.ClickException, match="benchmark other has no table; those that do: federation"):
+    with pytest.raises(click.ClickException, match="benchmark other has no table; those that do: federation, secagg"):
         table_of(other)

@@ -49,7 +49,7 @@ def small_plan() -> Callable[..., Plan]:
             "mixture": {"experts": 1, "gate_width": 16, "gate_heads": 2},
             "training": {"local_epochs": 2, "batch_size": 16, "prompt_lr": 0.05, "gate_lr": 0.05},
             "rounds": {"count": 2, "minimum_cohort": 3},
-            "protection": {},
+            "protection": {"matching": "plain"},
         }
         for key, value in changes.items():
             section, _, field = key.rpartition("__")

@@ -35,7 +35,12 @@ def federation(transport: str = "mtls") -> FederationResult:
         records={name: [record(i + 1, value) for i, value in enumerate(curve)] for name, curve in CURVES.items()},
         rounds_completed=2,
         status=ops.GetStatusReply(
-            transport=transport, plan_digest=PLAN.digest(), unprotected=["matching is <script>plain</script>"]
+            transport=transport,
+            aggregation="secure",
+            experts="sealed",
+            matching="random",
+            plan_digest=PLAN.digest(),
+            unprotected=["matching is <script>plain</script>"],
         ),
     )
 
@@ -76,6 +81,7 @@ def test_the_summary() -> None:
         "seed": 3,
         "plan_digest": PLAN.digest(),
         "writing": {"ann": "inverted", "bob": "noisy & <b>"},
+        "protections": {"aggregation": "secure", "experts": "sealed", "matching": "random"},
         "bytes": {"ann": {"sent": 2048, "received": 4096}, "bob": {"sent": 2048, "received": 4096}},
         "same_in_process": True,
     }

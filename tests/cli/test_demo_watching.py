@@ -57,7 +57,7 @@ def table(snapshot: Snapshot) -> list[list[str]]:
 
 def test_a_terminal_shows_where_each_client_is() -> None:
     status = ops.GetStatusReply(phase="round open", round=2, transport="mtls")
-    status.members.add(name="client-1", in_cohort=True, update_received=True)
+    status.members.add(name="client-1", in_cohort=True, step_received=1)
     status.members.add(name="client-2", in_cohort=True)
     found = table(Snapshot(status, {"client-1": [record(1, 0.5), record(2, 0.7)], "client-2": [record(1, 0.6)]}))
 

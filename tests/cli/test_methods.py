@@ -3,9 +3,9 @@ from __future__ import annotations
 import pytest
 
 from pfed_cli.methods import TITLES, Method, plan_of
-from pfedsecure.plan import Plan
+from pfedsecure.plan import Plan, ProtectionPlan
 
-PLAN = Plan(class_names=("cat", "dog"), seed=7)
+PLAN = Plan(class_names=("cat", "dog"), seed=7, protection=ProtectionPlan(matching="plain"))
 
 
 @pytest.mark.parametrize(

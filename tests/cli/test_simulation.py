@@ -11,9 +11,11 @@ from pfed_cli.methods import Method, plan_of
 from pfed_cli.scoring import score
 from pfed_cli.simulation import SimulatedClient, SimulationResult, simulate, train_alone
 from pfed_client.trainer import Trainer
+from pfedsecure.aggregation.secure import parameters
 from pfedsecure.clip.backbone import Backbone
 from pfedsecure.errors import PlanError
 from pfedsecure.plan import Plan
+from pfedsecure.secagg import Encoding
 
 MakePlan = Callable[..., Plan]
 Clients = Sequence[SimulatedClient]
@@ -102,9 +104,12 @@ def test_promptfl_ends_with_one_prompt_for_all(small_plan: MakePlan, clients: Cl
         trained.append(trainer.train_round(model, model.context, model.experts, 1)[0].context.astype(np.float64))
         weights.append(len(client.train))
     assert len(set(weights)) == 3
+    # Secure aggregation rounds: `secagg.encoding` says by how much at most.
+    agreed = parameters(plan, trained[0].shape)
+    bound = Encoding.of(agreed, len(clients)).step / np.mean(weights) + 1e-7
     mean = np.average(trained, axis=0, weights=weights)
     for client in clients:
-        np.testing.assert_allclose(result.clients[client.name].model.context, mean, atol=1e-7)
+        np.testing.assert_allclose(result.clients[client.name].model.context, mean, atol=bound)
         assert result.clients[client.name].model.gate == {}
     assert score(Method.PROMPTFL, small_plan(rounds__count=1), clients, backbone) == result.accuracies
 
@@ -134,7 +139,8 @@ def test_zero_shot_is_the_model_with_plain_words(small_plan: MakePlan, clients: 
 
 
 def test_not_everybody_need_take_part(small_plan: MakePlan, clients: Clients, backbone: Backbone) -> None:
-    plan = small_plan(rounds__count=3, rounds__minimum_cohort=2, rounds__start_clients=3, rounds__participation=0.5)
+    rounds = {"count": 3, "minimum_cohort": 2, "start_clients": 3, "participation": 0.5}
+    plan = small_plan(rounds=rounds, protection__aggregation="plain")
     result = simulate(plan, clients, backbone)
 
     assert same(result, simulate(plan, clients, backbone))
@@ -149,3 +155,18 @@ def test_the_plan_must_wait_for_all(small_plan: MakePlan, clients: Clients, back
 def test_one_client_that_fails_ends_all(small_plan: MakePlan, clients: Clients, backbone: Backbone) -> None:
     with pytest.raises(PlanError, match="training diverged in round"):
         simulate(small_plan(training__prompt_lr=1e30), clients, backbone)
+
+
+def test_protections_change_no_more_than_the_rounding(
+    small_plan: MakePlan, clients: Clients, backbone: Backbone
+) -> None:
+    """Sealed experts are the same experts, and the secure mean is the mean up to its documented error."""
+    protected = simulate(small_plan(rounds__count=1), clients, backbone)
+    plain = small_plan(rounds__count=1, protection={"aggregation": "plain", "experts": "plain", "matching": "plain"})
+    for name, client in simulate(plain, clients, backbone).clients.items():
+        np.testing.assert_array_equal(protected.clients[name].model.context, client.model.context)
+    two_rounds = simulate(small_plan(), clients, backbone)
+    for name, client in two_rounds.clients.items():
+        np.testing.assert_array_equal(
+            client.model.experts[0], protected.clients[client.borrowed[2][0]].model.context, err_msg=name
+        )

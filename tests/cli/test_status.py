@@ -22,24 +22,29 @@ from pfed_server.coordinator import Coordinator
 from pfed_server.sql_store import SqlStore
 from pfedsecure.console import Address
 from pfedsecure.errors import IdentityError, InsecureTransport, PfedError, ServerUnreachable
+from pfedsecure.pki.author import Author
 from pfedsecure.pki.development import enrol, ensure_development_pki
 from pfedsecure.pki.identity import Identity
-from pfedsecure.plan import Plan
+from pfedsecure.plan import Plan, ProtectionPlan
 from pfedsecure.wire.peer import Peer
 from pfedsecure.wire.v1 import federation_pb2 as fed
 from pfedsecure.wire.v1 import operations_pb2 as ops
 
-PLAN = Plan.model_validate({"class_names": ["cat", "dog"], "name": "trial", "rounds": {"minimum_cohort": 2}})
+PLAN = Plan.model_validate({"class_names": ["cat", "dog"], "name": "trial", "rounds": {"minimum_cohort": 4}})
+UNPROTECTED = PLAN.model_copy(
+    update={"protection": ProtectionPlan(aggregation="plain", experts="plain", matching="plain")}
+)
 SHAPE = (16, 48)
 
 
 def ask(folder: Path, *arguments: str, tls: bool = True) -> Result:
     """The command's result in `folder`, against a server with development certificates there and one client."""
+    plan = PLAN if tls else UNPROTECTED
 
     async def main() -> Result:
-        with closing(SqlStore.in_memory(PLAN)) as store:
-            coordinator = Coordinator(PLAN, store, context_shape=SHAPE)
+        with closing(SqlStore.in_memory(plan)) as store:
             identity = ensure_development_pki() if tls else None
+            coordinator = Coordinator(plan, store, context_shape=SHAPE, authority=identity and identity.authority)
             async with serving(coordinator, Address("127.0.0.1", 0), identity) as address:
                 if tls:
                     await join(coordinator, "alice")
@@ -54,7 +59,10 @@ def ask(folder: Path, *arguments: str, tls: bool = True) -> Result:
 async def join(coordinator: Coordinator, name: str) -> None:
     identity = enrol(Path("certs/dev"), name, "client", Path(name))
     peer = Peer.from_certificate(identity.certificate, identity.authority, datetime.now(UTC))
-    await InProcessApi(coordinator, peer).join(fed.JoinRequest(plan_digest=PLAN.digest(), instance_id="1"))
+    request = fed.JoinRequest(
+        plan_digest=PLAN.digest(), instance_id="1", pseudonym=Author.load(identity.folder).pseudonym
+    )
+    await InProcessApi(coordinator, peer).join(request)
 
 
 def test_json_has_every_field_with_numbers_as_numbers(tmp_path: Path) -> None:
@@ -76,12 +84,17 @@ def test_json_has_every_field_with_numbers_as_numbers(tmp_path: Path) -> None:
                 "name": "alice",
                 "online": True,
                 "in_cohort": False,
-                "update_received": False,
+                "step_received": 0,
                 "expert_received": False,
                 "last_round": 0,
+                "expert_reports": 0,
             }
         ],
         "rounds": [],
+        "aggregation": "secure",
+        "experts": "sealed",
+        "matching": "random",
+        "step": 0,
     }
 
 
@@ -115,7 +128,7 @@ def test_a_client_is_no_operator(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
     async def call() -> None:
         with closing(SqlStore.in_memory(PLAN)) as store:
-            coordinator = Coordinator(PLAN, store, context_shape=SHAPE)
+            coordinator = Coordinator(UNPROTECTED, store, context_shape=SHAPE)
             async with serving(coordinator, Address("127.0.0.1", 0), ensure_development_pki()) as address:
                 await asyncio.to_thread(fetch_status, address, mallory)
 
@@ -153,14 +166,18 @@ def test_identity_and_insecure_exclude_each_other() -> None:
 
 
 def test_rounds_are_listed_and_a_server_cannot_steer_the_terminal() -> None:
-    reply = ops.GetStatusReply(federation="[red]x[/red]\x1b[2J", phase="round open", round=2, seconds_left=12.3)
+    reply = ops.GetStatusReply(federation="[red]x[/red]\x1b[2J", phase="round open", round=2, step=3, seconds_left=12.3)
     reply.rounds.add(number=1, outcome="closed", cohort=5, updates=4, seconds=3.21, bytes_received=2048, bytes_sent=512)
+    reply.rounds[0].metrics["test_accuracy"] = 0.5
     reply.rounds.add(number=2, outcome="open", cohort=5)
     output = io.StringIO()
     print_status(reply, Console(file=output, width=100, force_terminal=False))
 
     lines = output.getvalue().splitlines()
     assert lines[0].startswith("federation [red]x[/red] [2J (")
-    assert lines[1] == "round open: round 2, 0 of 0 completed, 12 s left"
+    assert lines[1] == "round open: round 2, 0 of 0 completed, step 3, 12 s left"
     rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in lines if line.startswith("│")]
-    assert rows == [["1", "closed", "4 of 5", "3.2", "2.0", "0.5"], ["2", "open", "0 of 5", "–", "0.0", "0.0"]]
+    assert rows == [
+        ["1", "closed", "4 of 5", "3.2", "2.0", "0.5", "test_accuracy 0.500"],
+        ["2", "open", "0 of 5", "–", "0.0", "0.0", "–"],
+    ]

@@ -33,14 +33,27 @@ SHAPE = (2, 3)
 BACKBONE_DIGEST = "b" * 64
 
 
+PLAIN = {"aggregation": "plain", "experts": "plain", "matching": "plain"}
+
+
 def small_plan(**changes: Any) -> Plan:
-    """Two clients, three rounds, one expert; `rounds__count=1` changes a field of a section."""
+    """Two clients, three rounds, one expert, nothing protected; `rounds__count=1` changes a field of a section."""
+    rounds = {"count": 3, "minimum_cohort": 2, "heartbeat_seconds": 0.05, "deadline_seconds": 60}
+    return _plan({"rounds": rounds, "protection": PLAIN}, changes)
+
+
+def protected_plan(**changes: Any) -> Plan:
+    """Three clients, two rounds, one expert, every protection. Whoever is silent for 30 s is gone, in this one."""
+    return _plan({"rounds": {"count": 2, "heartbeat_seconds": 5, "deadline_seconds": 60}}, changes)
+
+
+def _plan(sections: dict[str, dict[str, Any]], changes: dict[str, Any]) -> Plan:
     values: dict[str, Any] = {
         "class_names": ["cat", "dog"],
         "backbone": {"text_width": SHAPE[1]},
         "prompt": {"context_length": SHAPE[0]},
         "mixture": {"experts": 1},
-        "rounds": {"count": 3, "heartbeat_seconds": 0.05, "deadline_seconds": 60},
+        **{name: dict(section) for name, section in sections.items()},
     }
     for key, value in changes.items():
         section, _, name = key.partition("__")
@@ -132,16 +145,21 @@ class Around:
 
 
 class Recorder(SilentObserver):
-    """What an observer was told: `events` without the training steps."""
+    """What an observer was told: `events` without the training steps, and the `reasons` of those that withdrew."""
 
     def __init__(self) -> None:
         self.events: list[tuple[str, Any]] = []
+        self.reasons: list[str] = []
 
     def round_done(self, record: Any) -> None:
         self.events.append(("done", record.round))
 
     def left_out(self, round_number: int) -> None:
         self.events.append(("left out", round_number))
+
+    def withdrew(self, round_number: int, reason: str) -> None:
+        self.events.append(("withdrew", round_number))
+        self.reasons.append(reason)
 
     def finished(self, accuracy: float) -> None:
         self.events.append(("finished", accuracy))
@@ -155,7 +173,8 @@ class Federation:
         self.folder = folder
         self.members = members
         self.store = SqlStore.open(folder / "server", plan)
-        self.coordinator = Coordinator(plan, self.store, context_shape=SHAPE)
+        authority = members.server.authority
+        self.coordinator = Coordinator(plan, self.store, context_shape=SHAPE, authority=authority)
 
     def api(self, name: str) -> InProcessApi:
         return InProcessApi(self.coordinator, self.members.peer(name))
@@ -168,6 +187,7 @@ class Federation:
         trainer: NumpyTrainer | None = None,
         observer: Any = None,
         folder: Path | None = None,
+        share_metrics: bool = False,
     ) -> float:
         """One session of client `name`, from the lock of its state directory to its release."""
         used = api or self.api(name)
@@ -179,6 +199,8 @@ class Federation:
                 state,
                 trainer or NumpyTrainer(name),
                 backbone_digest=BACKBONE_DIGEST,
+                identity=self.members.identity(name),
+                share_metrics=share_metrics,
                 observer=observer,
             )
             return await asyncio.wait_for(session.run(), timeout=20)
@@ -203,8 +225,8 @@ def federation(tmp_path_factory: pytest.TempPathFactory, members: Members) -> Ca
     """`async with federation(plan) as it:`, a started `Federation` with states of its own."""
 
     @asynccontextmanager
-    async def started(plan: Plan | None = None) -> AsyncIterator[Federation]:
-        it = Federation(plan or small_plan(), tmp_path_factory.mktemp("federation"), members)
+    async def started(plan: Plan | None = None, own_members: Members | None = None) -> AsyncIterator[Federation]:
+        it = Federation(plan or small_plan(), tmp_path_factory.mktemp("federation"), own_members or members)
         await it.coordinator.start()
         try:
             yield it
@@ -218,6 +240,11 @@ def federation(tmp_path_factory: pytest.TempPathFactory, members: Members) -> Ca
 @pytest.fixture(scope="session")
 def make_plan() -> Callable[..., Plan]:
     return small_plan
+
+
+@pytest.fixture(scope="session")
+def make_protected_plan() -> Callable[..., Plan]:
+    return protected_plan
 
 
 @pytest.fixture(scope="session")

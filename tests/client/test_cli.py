@@ -12,12 +12,13 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
-from concurrent.futures import Future
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import grpc
 import numpy as np
 import pytest
 from click.testing import CliRunner, Result
@@ -43,9 +44,12 @@ from pfedsecure.data import open_images
 from pfedsecure.errors import CheckpointMismatch, StateError
 from pfedsecure.pki.development import enrol, ensure_development_pki
 from pfedsecure.plan import Plan
+from pfedsecure.wire.v1 import federation_pb2 as fed
+from pfedsecure.wire.v1.federation_pb2_grpc import FederationServicer, add_FederationServicer_to_server
 
 EXAMPLE = Path(pfedsecure.__file__).parents[1] / "docs" / "examples" / "load_export.py"
 DEMO_PLAN = Path(pfedsecure.__file__).parent / "demo_plan.toml"
+PEERS = ("client-2", "client-3")
 
 
 def pfed_client(*arguments: str | Path) -> Result:
@@ -79,7 +83,7 @@ class Joined:
 
 @pytest.fixture(scope="module")
 def joined(tmp_path_factory: pytest.TempPathFactory, make_trainer: Any) -> Iterator[Joined]:
-    """A real server with mutual TLS, a peer that trains by a formula, and `pfed-client` with nothing but --server."""
+    """A real server with mutual TLS, peers that train by a formula, and `pfed-client` with nothing but --server."""
     home = tmp_path_factory.mktemp("home")
     demo = Plan.from_toml(DEMO_PLAN)
     plan = demo.model_copy(
@@ -107,20 +111,24 @@ async def serve(home: Path, plan: Plan, make_trainer: Any, ready: Future[Address
     identity = ensure_development_pki(home / "certs" / "dev")
     store = SqlStore.open(home / "server", plan)
     shape = context_shape(plan)
-    async with serving(Coordinator(plan, store, context_shape=shape), Address("127.0.0.1", 0), identity) as address:
-        peer = asyncio.create_task(run_peer(home, address, make_trainer("client-2", shape=shape)))
+    coordinator = Coordinator(plan, store, context_shape=shape, authority=identity.authority)
+    async with serving(coordinator, Address("127.0.0.1", 0), identity) as address:
+        peers = [asyncio.create_task(run_peer(home, address, make_trainer(name, shape=shape))) for name in PEERS]
         ready.set_result(address)
         await asyncio.to_thread(stop.wait)
-        peer.cancel()
+        for peer in peers:
+            peer.cancel()
     store.close()
 
 
 async def run_peer(home: Path, address: Address, trainer: Any) -> None:
-    identity = enrol(home / "certs" / "dev", "client-2", "client", home / "peer-identity")
-    with ClientState(home / "peer-state") as state:
-        state.claim("client-2")
+    folder = home / "peers" / trainer.name
+    identity = enrol(home / "certs" / "dev", trainer.name, "client", folder / "identity")
+    with ClientState(folder) as state:
+        state.claim(trainer.name)
         async with GrpcApi(address, identity, retry_seconds=10) as api:
-            await Session(api, await agree(api, state), state, trainer, backbone_digest="b" * 64).run()
+            agreement = await agree(api, state)
+            await Session(api, agreement, state, trainer, backbone_digest="b" * 64, identity=identity).run()
 
 
 @pytest.fixture
@@ -136,7 +144,7 @@ def test_joining(joined: Joined) -> None:
     metrics = [json.loads(line) for line in (joined.state / "metrics.jsonl").read_text().splitlines()]
     assert [line for line in lines if line.startswith("round")] == [
         f"round {row['round']}/2  loss {row['train_loss']:.2f}  accuracy {100 * row['test_accuracy']:.1f} %  {experts}"
-        for row, experts in zip(metrics, ["0 experts", "1 expert"], strict=True)
+        for row, experts in zip(metrics, ["0 experts", "2 experts"], strict=True)
     ]
     assert lines[-1] == f"finished  accuracy {100 * metrics[-1]['test_accuracy']:.1f} % on the own test images"
     unprotected = [line for line in joined.output.stderr.splitlines() if line.startswith("NOT PROTECTED: ")]
@@ -186,12 +194,12 @@ def test_predict(joined: Joined, home: Path, tmp_path: Path) -> None:
         np.testing.assert_allclose([found[name] for name in joined.plan.class_names], row, rtol=1e-5)
         assert list(found.values()) == sorted(found.values(), reverse=True)
         for guess in prediction["classes"]:
-            assert len(guess["weights"]) == 2  # the own prompt and the peer's
+            assert len(guess["weights"]) == 3  # the own prompt and the peers'
             assert sum(guess["weights"]) == pytest.approx(1, abs=1e-5)
     lines = pfed_client("predict", paths[0], "--top", 2, "--explain").stdout.splitlines()
     assert lines[0] == str(paths[0])
     assert len(lines) == 3
-    assert re.fullmatch(r"  \w+ +[\d.]+ %   own prompt \d+ %, expert 1 \d+ %", lines[1])
+    assert re.fullmatch(r"  \w+ +[\d.]+ %   own prompt \d+ %, expert 1 \d+ %, expert 2 \d+ %", lines[1])
     plain = pfed_client("predict", paths[0], "--top", 1).stdout.splitlines()
     assert re.fullmatch(r"  \w+ +[\d.]+ %", plain[1])
 
@@ -312,7 +320,7 @@ MISTAKES: dict[str, tuple[list[str], int, str]] = {
     "no such plan": (["--plan", "no.toml"], 10, "no.toml: cannot read the plan"),
     "no such identity": (["--identity", "nobody"], 40, "nobody holds no identity"),
     "another's identity": (
-        ["--identity", "peer-identity", "--name", "client-3"],
+        ["--identity", "peers/client-2/identity", "--name", "client-3"],
         40,
         "the certificate is of client-2, not of client-3; leave --name off",
     ),
@@ -371,6 +379,73 @@ def test_mistakes_that_the_server_shows(joined: Joined, home: Path, mistake: str
     if "--name" not in arguments:
         arguments = ["--name", f"client-{100 + exit_code}", *arguments]
     refused(pfed_client("--server", joined.address, *arguments), exit_code, message)
+
+
+def test_whether_metrics_are_shared_is_remembered(joined: Joined, home: Path, tmp_path: Path) -> None:
+    state = tmp_path / "state"
+    shutil.copytree(joined.state, state)
+    for options, shared in [([], False), (["--share-metrics"], True), ([], True), (["--no-share-metrics"], False)]:
+        assert pfed_client("--server", joined.address, "--state", state, *options).exit_code == 0
+        assert json.loads((state / "client.json").read_text())["settings"]["share_metrics"] is shared
+
+
+@pytest.fixture
+def plain_text_server() -> Iterator[Callable[[Plan], tuple[Address, list[str]]]]:
+    """Starts a server that shows a plan; returns where, and the list of all calls that reach it."""
+    servers: list[grpc.Server] = []
+
+    def start(plan: Plan) -> tuple[Address, list[str]]:
+        calls: list[str] = []
+
+        class Listening(grpc.ServerInterceptor):  # type: ignore[misc]
+            def intercept_service(self, continuation: Any, details: Any) -> Any:
+                calls.append(details.method.rpartition("/")[2])
+                return continuation(details)
+
+        class Federation(FederationServicer):
+            def GetPlan(self, request: Any, context: Any) -> fed.GetPlanReply:
+                return fed.GetPlanReply(plan_json=plan.to_json(), plan_digest=plan.digest(), federation_id="f" * 32)
+
+        server = grpc.server(ThreadPoolExecutor(1), interceptors=[Listening()])
+        add_FederationServicer_to_server(Federation(), server)  # type: ignore[no-untyped-call]
+        address = Address("127.0.0.1", server.add_insecure_port("127.0.0.1:0"))
+        server.start()
+        servers.append(server)
+        return address, calls
+
+    yield start
+    for server in servers:
+        server.stop(None).wait()
+
+
+@pytest.mark.parametrize("plain", [[], ["aggregation"], ["experts"]])
+def test_protections_that_take_a_certificate_are_not_had_without(
+    plain_text_server: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, plain: list[str]
+) -> None:
+    """Told before anything is computed; nothing is sent, and nothing is remembered but whose directory it is."""
+    monkeypatch.chdir(tmp_path)
+    demo = Plan.from_toml(DEMO_PLAN)
+    protection = demo.protection.model_copy(update=dict.fromkeys(plain, "plain"))
+    address, calls = plain_text_server(demo.model_copy(update={"protection": protection}))
+    result = pfed_client("--insecure", "--server", address, "--retry-seconds", 0)
+    refused(result, 70, r"protection\.\w+ = .* takes certificates: use TLS, or a plan that asks for .plain")
+    assert len(result.stderr.splitlines()) == 1
+    assert calls == ["GetPlan"]
+    assert sorted(path.name for path in Path("state/clients/client-1").iterdir()) == ["client.json", "lock"]
+    record = json.loads(Path("state/clients/client-1/client.json").read_text())
+    assert (record["name"], record["plan"], record["federation_id"], record["settings"]) == ("client-1", *[None] * 3)
+
+
+def test_an_identity_without_the_cohorts_secret_is_told_before_anything_is_computed(
+    joined: Joined, home: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(home / "peers" / "client-3" / "identity", tmp_path / "identity")
+    (tmp_path / "identity" / "cohort.json").unlink()
+    result = pfed_client(
+        "--server", joined.address, "--identity", tmp_path / "identity", "--state", tmp_path / "s", "--data", "demo:2/5"
+    )
+    refused(result, 40, "identity holds no cohort secret: have its request approved again")
+    assert sorted(path.name for path in (tmp_path / "s").iterdir()) == ["client.json", "lock"]
 
 
 def test_a_truncated_model_is_named_and_left_alone(joined: Joined, home: Path, tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import Callable
+from datetime import UTC, datetime
 from typing import Any
 
 import numpy as np
@@ -12,12 +13,16 @@ import pytest
 
 from pfed_client.exchange import Exchange
 from pfed_server.publication import read_publication
-from pfedsecure.aggregation.plain import PlainAggregation
+from pfedsecure.aggregation.interface import RoundIdentity
+from pfedsecure.aggregation.plain import PlainServerAggregation
 from pfedsecure.errors import MessageRejected
+from pfedsecure.experts.plain import PlainExperts
 from pfedsecure.matching.plain import PlainServerMatching
-from pfedsecure.wire.tensors import to_tensor
+from pfedsecure.plan import Plan
+from pfedsecure.wire.tensors import check_norm, to_tensor
 from pfedsecure.wire.v1 import round_pb2 as rnd
-from pfedsecure.wire.v1.payload_pb2 import PlainExpert, PlainMatchAnswer
+from pfedsecure.wire.v1.expert_pb2 import PlainExpert
+from pfedsecure.wire.v1.payload_pb2 import PlainMatchAnswer
 
 GOOD = np.zeros((2, 3), np.float32)
 
@@ -78,7 +83,7 @@ async def test_wrong_answers(federation: Any, make_plan: Any, around: Any, make_
         assert trainer.trained == []
         assert not (it.folder / "a" / "model.safetensors").exists()
         part = it.store.load().open_round.parts["a"]
-        assert part.update_digest is None
+        assert part.message_digest is None
         assert part.publication_digest is None
 
 
@@ -102,17 +107,58 @@ async def test_an_expert_that_cannot_be_used_is_left_out(
     assert re.search(message, caplog.text)
 
 
-def test_a_prompt_over_the_norm_is_scaled_before_it_is_sent(make_plan: Any) -> None:
-    exchange = Exchange(None, make_plan(prompt__max_norm=5.0), np.zeros((2, 3), np.float32))  # type: ignore[arg-type]
-    upload = exchange.upload(np.full((2, 3), 1000, np.float32), 7)
-    PlainAggregation((2, 3), 5.0).check(upload.contribution)
-    assert upload.publication is not None
-    read_publication(upload.publication, PlainServerMatching((2, 3), 5.0), (2, 3), 5.0)
-    with pytest.raises(MessageRejected, match="the expert has norm 5, over"):
-        read_publication(upload.publication, PlainServerMatching((2, 3), 5.0), (2, 3), 4.99)
+def test_a_prompt_over_the_norm_is_scaled(make_plan: Any) -> None:
+    exchange = exchange_of(make_plan(prompt__max_norm=5.0))
+    bounded = exchange.bounded(np.full((2, 3), 1000, np.float32))
+    check_norm(bounded, 5.0, "the prompt")
+    with pytest.raises(MessageRejected, match="the prompt has norm 5, over"):
+        check_norm(bounded, 4.99, "the prompt")
+    np.testing.assert_array_equal(exchange.bounded(GOOD), GOOD)
 
 
-@pytest.mark.parametrize("method", ["submit_update", "publish_expert"])
+def exchange_of(plan: Plan) -> Exchange:
+    """One that is never going to call anybody."""
+    return Exchange(None, plan, GOOD, PlainExperts((2, 3), plan.prompt.max_norm))  # type: ignore[arg-type]
+
+
+async def test_both_that_is_sent_of_a_prompt_over_the_norm_is_scaled(
+    federation: Any, make_plan: Any, make_trainer: Any, around: Any
+) -> None:
+    """Read as the server reads it, once with the plan's bound and once with a bound that is a little tighter."""
+    plan = make_plan(rounds__count=1, prompt__max_norm=0.25)
+    sent: dict[str, bytes] = {}
+    async with federation(plan) as it:
+        api = it.api("a")
+
+        async def submit_step(number: int, step: int, content: bytes) -> Any:
+            sent["message"] = content
+            return await api.submit_step(number, step, content)
+
+        async def publish_expert(number: int, content: bytes) -> Any:
+            sent["publication"] = content
+            return await api.publish_expert(number, content)
+
+        watched = around(api, submit_step=submit_step, publish_expert=publish_expert)
+        await asyncio.gather(it.run("a", api=watched), it.run("b"))
+        assert np.linalg.norm(it.model("a").context) > 0.26
+
+    def read(max_norm: float) -> list[Callable[[], Any]]:
+        experts, matching = PlainExperts((2, 3), max_norm), PlainServerMatching((2, 3), max_norm)
+        identity = RoundIdentity("0f" * 16, 1, "ab" * 32)
+        aggregation = PlainServerAggregation((2, 3), max_norm, 1).round(identity, {1: {}})
+        return [
+            lambda: read_publication(sent["publication"], experts, matching, "", 1),
+            lambda: aggregation.check(1, "a", sent["message"], datetime.now(UTC)),
+        ]
+
+    for check in read(0.25):
+        check()
+    for check in read(0.249):
+        with pytest.raises(MessageRejected, match=r"has norm 0\.25, over"):
+            check()
+
+
+@pytest.mark.parametrize("method", ["submit_step", "publish_expert"])
 async def test_a_receipt_for_something_else(federation: Any, around: Any, method: str) -> None:
     async with federation() as it:
         other = asyncio.create_task(it.run("b"))

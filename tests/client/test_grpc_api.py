@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import math
 import socket
 import sqlite3
 import subprocess
@@ -24,7 +23,8 @@ from pfed_client.grpc_api import GrpcApi
 from pfed_server.app import serving
 from pfed_server.coordinator import Coordinator
 from pfed_server.sql_store import SqlStore
-from pfedsecure.aggregation.plain import PlainAggregation
+from pfedsecure.aggregation.interface import Contribution, RoundIdentity
+from pfedsecure.aggregation.plain import PlainClientAggregation
 from pfedsecure.console import Address
 from pfedsecure.errors import (
     IdentityError,
@@ -38,12 +38,13 @@ from pfedsecure.errors import (
 from pfedsecure.matching.plain import PlainClientMatching
 from pfedsecure.pki.development import enrol, ensure_development_pki
 from pfedsecure.plan import Plan
-from pfedsecure.wire.payloads import CHUNK_BYTES, MAX_PAYLOAD_BYTES, Payload, split
+from pfedsecure.wire.payloads import CHUNK_BYTES, MAX_PAYLOAD_BYTES, Payload, join_one, split
 from pfedsecure.wire.tensors import to_tensor
 from pfedsecure.wire.v1 import federation_pb2 as fed
 from pfedsecure.wire.v1 import round_pb2 as rnd
+from pfedsecure.wire.v1.expert_pb2 import PlainExpert
 from pfedsecure.wire.v1.federation_pb2_grpc import FederationServicer, add_FederationServicer_to_server
-from pfedsecure.wire.v1.payload_pb2 import PayloadChunk, PayloadHeader, PlainExpert, PlainMatchAnswer, Publication
+from pfedsecure.wire.v1.payload_pb2 import PayloadChunk, PayloadHeader, PlainMatchAnswer, Publication
 from pfedsecure.wire.v1.round_pb2_grpc import RoundServicer, add_RoundServicer_to_server
 
 ANY_PORT = Address("127.0.0.1", 0)
@@ -101,7 +102,7 @@ async def test_a_round_of_large_payloads(members: Any, make_plan: Callable[..., 
         name: np.random.default_rng(seed).normal(scale=0.1, size=WIDE).astype(np.float32)
         for seed, name in enumerate("ab")
     }
-    matching, aggregation = PlainClientMatching(), PlainAggregation(WIDE, math.inf)
+    matching = PlainClientMatching()
     async with (
         served(plan, WIDE, members.server) as address,
         GrpcApi(address, members.identity("a"), retry_seconds=0) as a,
@@ -119,8 +120,8 @@ async def test_a_round_of_large_payloads(members: Any, make_plan: Callable[..., 
             expert = PlainExpert(context=to_tensor(contexts[name])).SerializeToString()
             publication = Publication(expert=expert, sketch=matching.sketch(contexts[name])).SerializeToString()
             assert len(publication) > 3 * CHUNK_BYTES
-            await api.submit_update(1, aggregation.contribution(contexts[name], 1))
             await api.publish_expert(1, publication)
+            await api.submit_step(1, 1, plain_message(contexts[name]))
         await until_round(a, "a", 2)
         mean = to_tensor(((contexts["a"].astype(float) + contexts["b"]) / 2).astype(np.float32))
         assert await a.get_global_prompt(0) == await b.get_global_prompt(2) == mean.SerializeToString()
@@ -132,6 +133,12 @@ async def test_a_round_of_large_payloads(members: Any, make_plan: Callable[..., 
         await b.leave(fed.LeaveRequest(instance_id="b"))
         with pytest.raises(NotAMember):
             await b.heartbeat(fed.HeartbeatRequest(instance_id="b"))
+
+
+def plain_message(context: np.ndarray) -> bytes:
+    """What a client with one image sends when aggregation is plain."""
+    identity = RoundIdentity("0f" * 16, 1, "ab" * 32)
+    return PlainClientAggregation().begin(identity, Contribution(context, 1), lambda saved: None).message
 
 
 async def until_round(api: GrpcApi, instance_id: str, number: int) -> fed.FederationView:
@@ -156,7 +163,11 @@ async def test_errors_of_the_server_arrive_as_they_were_raised(members: Any, mak
             await api.get_global_prompt(0)
         await api.join(fed.JoinRequest(plan_digest=plan.digest(), instance_id="a"))
         with pytest.raises(MessageRejected, match="round 1 has not been opened"):
-            await api.submit_update(1, b"x")
+            await api.submit_step(1, 1, b"x")
+        with pytest.raises(MessageRejected, match="round 1 has not been opened"):
+            await api.get_step_request(1, 2)
+        with pytest.raises(MessageRejected, match="expert 'e' is not another member's"):
+            await api.report_expert(rnd.ReportExpertRequest(round=1, expert_id="e"))
         with pytest.raises(MessageRejected, match="over the limit"):
             await api.publish_expert(1, bytes(2**20))
         with pytest.raises(MessageRejected, match="over the size limit"):
@@ -208,12 +219,69 @@ async def test_a_lost_answer_is_asked_for_again_with_the_same_content() -> None:
         return rnd.Receipt(sha256=b"r" * 32)
 
     async with (
-        played(SubmitUpdate=submit) as address,
+        played(SubmitStep=submit) as address,
         GrpcApi(address, None, claimed_name="a", retry_seconds=30) as api,
     ):
-        assert (await api.submit_update(1, bytes(3 * CHUNK_BYTES))).sha256 == b"r" * 32
+        assert (await api.submit_step(1, 1, bytes(3 * CHUNK_BYTES))).sha256 == b"r" * 32
     assert len(seen) == 3
     assert len(set(seen)) == 1
+
+
+async def test_messages_and_requests_of_a_step() -> None:
+    """In chunks, with round and step beside them, and again after a lost answer."""
+    message, request = bytes(range(256)) * 3000, bytes(reversed(range(256))) * 3000
+    assert min(len(message), len(request)) > 2 * CHUNK_BYTES
+    received: list[Payload] = []
+    asked: list[rnd.StepRequest] = []
+
+    async def submit(chunks: AsyncIterator[PayloadChunk], context: Any) -> rnd.Receipt:
+        received.append(await join_one(chunks))
+        if len(received) < 2:
+            await context.abort(grpc.StatusCode.UNAVAILABLE, "going down")
+        return rnd.Receipt(sha256=b"r" * 32)
+
+    async def answer(step: rnd.StepRequest, context: Any) -> AsyncIterator[PayloadChunk]:
+        asked.append(step)
+        chunks = list(split(Payload(step.round, request, step=step.step)))
+        for chunk in chunks[:2] if len(asked) < 2 else chunks:
+            yield chunk
+        if len(asked) < 2:
+            await context.abort(grpc.StatusCode.UNAVAILABLE, "going down")
+
+    async with (
+        played(SubmitStep=submit, GetStepRequest=answer) as address,
+        GrpcApi(address, None, claimed_name="a", retry_seconds=30) as api,
+    ):
+        assert await api.get_step_request(7, 3) == request
+        assert (await api.submit_step(7, 3, message)).sha256 == b"r" * 32
+    assert asked == [rnd.StepRequest(round=7, step=3)] * 2
+    assert received == [Payload(7, message, step=3)] * 2
+
+
+@pytest.mark.parametrize(("number", "step"), [(7, 4), (6, 3), (7, 0)])
+async def test_a_request_of_another_step(number: int, step: int) -> None:
+    method = streaming(*split(Payload(number, b"x", step=step)))
+    async with (
+        played(GetStepRequest=method) as address,
+        GrpcApi(address, None, claimed_name="a", retry_seconds=60) as api,
+    ):
+        with pytest.raises(MessageRejected, match=f"the server sent step {step} of round {number} unasked"):
+            await api.get_step_request(7, 3)
+
+
+async def test_reports_of_experts() -> None:
+    reports: list[rnd.ReportExpertRequest] = []
+
+    async def report(request: rnd.ReportExpertRequest, context: Any) -> rnd.ReportExpertReply:
+        reports.append(request)
+        if len(reports) < 2:
+            await context.abort(grpc.StatusCode.UNAVAILABLE, "going down")
+        return rnd.ReportExpertReply()
+
+    bad = rnd.ReportExpertRequest(round=7, expert_id="e" * 32)
+    async with played(ReportExpert=report) as address, GrpcApi(address, None, retry_seconds=30) as api:
+        assert await api.report_expert(bad) == rnd.ReportExpertReply()
+    assert reports == [bad, bad]
 
 
 async def test_a_fault_of_the_servers_storage_that_passes_ends_no_client(

@@ -19,13 +19,14 @@ OWNER = {"plan": "p" * 64, "backbone": "b" * 64}
 def model() -> LocalModel:
     generator = np.random.default_rng(0)
     gate = {f"W_{m}.{kind}": generator.random((3, 2), np.float32) for m in "qkvo" for kind in ("weight", "bias")}
-    return LocalModel(generator.random((2, 5), np.float32), gate, generator.random((0, 2, 5), np.float32), 7, 30)
+    experts = generator.random((0, 2, 5), np.float32)
+    return LocalModel(generator.random((2, 5), np.float32), gate, experts, 7, 30, "ab" * 32)
 
 
 def test_reads_back_as_it_was_saved(tmp_path: Path) -> None:
     model().save(tmp_path / "model", belongs_to=OWNER)
     again = LocalModel.load(tmp_path / "model", belongs_to=OWNER)
-    assert (again.trained_round, again.n_train) == (7, 30)
+    assert (again.trained_round, again.n_train, again.start_digest) == (7, 30, "ab" * 32)
     np.testing.assert_array_equal(again.context, model().context)
     assert again.experts.shape == (0, 2, 5)
     assert again.gate.keys() == model().gate.keys()
@@ -87,6 +88,7 @@ UNSIGNED: dict[str, Callable[[dict[str, Any], dict[str, Any]], object]] = {
     "another shape": lambda tensors, about: tensors.update(context=tensors["context"].reshape(5, 2)),
     "another round": lambda tensors, about: about.update(trained_round=6),
     "other images": lambda tensors, about: about.update(n_train=31),
+    "another start": lambda tensors, about: about.update(start_digest="cd" * 32),
     "no digest": lambda tensors, about: about.pop("sha256"),
 }
 SIGNED: dict[str, Callable[[dict[str, Any], dict[str, Any]], object]] = {
@@ -97,6 +99,8 @@ SIGNED: dict[str, Callable[[dict[str, Any], dict[str, Any]], object]] = {
     "no context": lambda tensors, about: tensors.pop("context"),
     "round before the first": lambda tensors, about: about.update(trained_round=-1),
     "no number": lambda tensors, about: about.update(trained_round="7"),
+    "no start": lambda tensors, about: about.pop("start_digest"),
+    "a start that is no text": lambda tensors, about: about.update(start_digest=7),
     "no owner": lambda tensors, about: about.update(belongs_to="me"),
 }
 

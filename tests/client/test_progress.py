@@ -34,6 +34,7 @@ def play(watch: LineWatcher, plan: Plan) -> None:
     watch.waiting(fed.FederationView(phase=fed.FEDERATION_PHASE_ROUND_OPEN, round=1, selected=True))
     watch.waiting(fed.FederationView(phase=fed.FEDERATION_PHASE_ROUND_OPEN, round=2))
     watch.left_out(3)
+    watch.withdrew(3, "the roster\nhas 2 clients")
     watch.round_done(RoundRecord(4, 0.4, 0.8, 10, 1, 1, 1, 1.0))
     watch.finished(0.875)
 
@@ -45,6 +46,7 @@ LINES = [
     "round 1/3  loss 0.41  accuracy 81.2 %  4 experts",
     "round 2: not chosen for this round",
     "round 3: closed before this client was done; the federation went on without it",
+    "round 3: left it (the roster has 2 clients); the federation goes on without this client",
     "round 4  loss 0.40  accuracy 80.0 %  1 expert",
     "finished  accuracy 87.5 % on the own test images",
 ]

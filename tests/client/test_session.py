@@ -22,7 +22,8 @@ from pfedsecure.errors import MessageRejected, NameTaken, NotAMember, PlanError,
 from pfedsecure.matching.plain import PlainClientMatching
 from pfedsecure.plan import Plan
 from pfedsecure.wire.tensors import to_tensor
-from pfedsecure.wire.v1.payload_pb2 import PlainContribution, PlainExpert, Publication
+from pfedsecure.wire.v1.expert_pb2 import PlainExpert
+from pfedsecure.wire.v1.payload_pb2 import PlainContribution, Publication
 
 
 def records(it: Any, name: str) -> list[Any]:
@@ -102,9 +103,9 @@ async def test_what_is_sent_and_how_it_is_counted(federation: Any, around: Any, 
             received.append(len(prompt))
             return prompt
 
-        async def submit_update(number: int, content: bytes) -> Any:
+        async def submit_step(number: int, step: int, content: bytes) -> Any:
             sent["update"].append(content)
-            return await api.submit_update(number, content)
+            return await api.submit_step(number, step, content)
 
         async def publish_expert(number: int, content: bytes) -> Any:
             sent["publication"].append(content)
@@ -115,7 +116,7 @@ async def test_what_is_sent_and_how_it_is_counted(federation: Any, around: Any, 
             match=match,
             get_experts=get_experts,
             get_global_prompt=get_global_prompt,
-            submit_update=submit_update,
+            submit_step=submit_step,
             publish_expert=publish_expert,
         )
         await asyncio.gather(it.run("a", api=watched, trainer=make_trainer("a", n_train=7)), it.run("b"))
@@ -145,11 +146,11 @@ async def test_the_query_is_the_own_newest_prompt(federation: Any, around: Any) 
             queries.append(request.query)
             return await api.match(request)
 
-        async def submit_update(number: int, content: bytes) -> Any:
+        async def submit_step(number: int, step: int, content: bytes) -> Any:
             contexts.append(it.model("a"))  # saved before anything of it is sent
-            return await api.submit_update(number, content)
+            return await api.submit_step(number, step, content)
 
-        await asyncio.gather(it.run("a", api=around(api, match=match, submit_update=submit_update)), it.run("b"))
+        await asyncio.gather(it.run("a", api=around(api, match=match, submit_step=submit_step)), it.run("b"))
     sketch = PlainClientMatching().sketch
     assert [model.trained_round for model in contexts] == [1, 2, 3]
     assert queries == [
@@ -218,12 +219,12 @@ async def test_an_update_that_comes_too_late_is_left_out(
     async with federation(plan) as it:
         api = it.api("a")
 
-        async def submit_update(number: int, content: bytes) -> Any:
+        async def submit_step(number: int, step: int, content: bytes) -> Any:
             while number == 1 and it.store.load().last_round == 1:
                 await asyncio.sleep(0.01)
-            return await api.submit_update(number, content)
+            return await api.submit_step(number, step, content)
 
-        await asyncio.gather(it.run("a", api=around(api, submit_update=submit_update), observer=recorder), it.run("b"))
+        await asyncio.gather(it.run("a", api=around(api, submit_step=submit_step), observer=recorder), it.run("b"))
         assert recorder.events[:2] == [("left out", 1), ("done", 2)]
         assert it.model("a").trained_round == 2
 
@@ -232,12 +233,12 @@ async def test_a_refused_update_in_an_open_round_is_an_error(federation: Any, ar
     async with federation() as it:
         api = it.api("a")
 
-        async def submit_update(number: int, content: bytes) -> Any:
-            return await api.submit_update(number, content[:-1])
+        async def submit_step(number: int, step: int, content: bytes) -> Any:
+            return await api.submit_step(number, step, content[:-1])
 
         other = asyncio.create_task(it.run("b"))
         with pytest.raises(MessageRejected, match="the update"):
-            await it.run("a", api=around(api, submit_update=submit_update))
+            await it.run("a", api=around(api, submit_step=submit_step))
         other.cancel()
         assert it.model("a").trained_round == 1  # nothing trained is lost
 
@@ -248,7 +249,7 @@ async def test_diverged_training_sends_and_keeps_nothing(federation: Any, make_t
         with pytest.raises(PlanError, match=r"diverged in round 1 .*nothing was sent.*prompt_lr"):
             await it.run("a", trainer=make_trainer("a", loss=float("nan")))
         other.cancel()
-        assert it.store.load().open_round.parts["a"].update_digest is None
+        assert it.store.load().open_round.parts["a"].message_digest is None
         assert not (it.folder / "a" / "model.safetensors").exists()
         assert records(it, "a") == []
 
@@ -354,32 +355,35 @@ async def test_a_server_that_answers_at_once_is_not_asked_all_the_time(federatio
     assert 2 <= asked <= 12
 
 
-@pytest.mark.parametrize("denied", ["update", "expert"])
+@pytest.mark.parametrize("denied", ["message of step 1", "expert"])
 async def test_a_server_that_denies_what_it_confirmed(federation: Any, around: Any, denied: str) -> None:
-    sent = {"update": 0, "expert": 0}
+    sent = {"message": 0, "expert": 0}
     async with federation() as it:
         api = it.api("a")
 
         async def await_view(request: Any) -> Any:
             view = await api.await_view(request)
-            setattr(view, f"{denied}_received", False)
+            if denied == "expert":
+                view.expert_received = False
+            else:
+                view.step_received = 0
             return view
 
-        async def submit_update(number: int, content: bytes) -> Any:
-            sent["update"] += 1
-            return await api.submit_update(number, content)
+        async def submit_step(number: int, step: int, content: bytes) -> Any:
+            sent["message"] += 1
+            return await api.submit_step(number, step, content)
 
         async def publish_expert(number: int, content: bytes) -> Any:
             sent["expert"] += 1
             return await api.publish_expert(number, content)
 
-        lying = around(api, await_view=await_view, submit_update=submit_update, publish_expert=publish_expert)
+        lying = around(api, await_view=await_view, submit_step=submit_step, publish_expert=publish_expert)
         with ClientState(it.folder / "b") as state:  # in the round, but never done with it
             state.claim("b")
             await it.api("b").join(join_request(it, state))
             with pytest.raises(MessageRejected, match=f"the server denies the {denied} of round 1 that it confirmed"):
                 await it.run("a", api=lying)
-    assert sent == {"update": 1, "expert": 1}
+    assert sent == {"message": 1, "expert": 1}
 
 
 async def test_what_is_sent_again_counts_the_images_it_was_trained_on(
@@ -390,18 +394,18 @@ async def test_what_is_sent_again_counts_the_images_it_was_trained_on(
     async with federation() as it:
         api = it.api("a")
 
-        async def lost(number: int, content: bytes) -> Any:
+        async def lost(number: int, step: int, content: bytes) -> Any:
             contributions.append(content)
             raise asyncio.CancelledError
 
-        async def submit_update(number: int, content: bytes) -> Any:
+        async def submit_step(number: int, step: int, content: bytes) -> Any:
             contributions.append(content)
-            return await api.submit_update(number, content)
+            return await api.submit_step(number, step, content)
 
         other = asyncio.create_task(it.run("b"))
         with pytest.raises(asyncio.CancelledError):
-            await it.run("a", api=around(api, submit_update=lost), trainer=make_trainer("a", n_train=3))
-        again = around(api, submit_update=submit_update)
+            await it.run("a", api=around(api, submit_step=lost), trainer=make_trainer("a", n_train=3))
+        again = around(api, submit_step=submit_step)
         await asyncio.gather(it.run("a", api=again, trainer=make_trainer("a", n_train=4)), other)
     assert contributions[0] == contributions[1]
     assert [PlainContribution.FromString(content).weight for content in contributions] == [3, 3, 4, 4]

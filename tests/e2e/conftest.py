@@ -37,6 +37,13 @@ start_clients = {clients}
 minimum_cohort = {minimum}
 deadline_seconds = {deadline}
 heartbeat_seconds = {heartbeat}
+step_seconds = {step}
+
+[protection]
+aggregation = "{aggregation}"
+experts = "{experts}"
+matching = "{matching}"
+metrics = {metrics}
 """
 PATIENCE_SECONDS = 240
 
@@ -48,26 +55,27 @@ class Federation:
         self.home = home
         self.names = [f"client-{number}" for number in range(1, clients + 1)]
         defaults: dict[str, object] = {"epochs": 1, "rounds": 3, "minimum": clients, "deadline": 200, "heartbeat": 1}
+        defaults |= {"step": 60, "metrics": "false"}
+        defaults |= {"aggregation": "secure", "experts": "sealed", "matching": "random"}
         (home / "plan.toml").write_text(PLAN.format(clients=clients, **defaults | settings))
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             self.address = f"127.0.0.1:{probe.getsockname()[1]}"
         self.processes: dict[str, subprocess.Popen[bytes]] = {}
 
-    def start_server(self) -> None:
-        self._start(
-            "server",
-            ["pfed_server", "--tls", "--plan", "plan.toml", "--listen", self.address, "--exit-when-finished"],
-        )
+    def start_server(self, *more: str, keep: bool = False) -> None:
+        """`keep`: it stays when the federation is finished."""
+        options = ["--tls", "--plan", "plan.toml", "--listen", self.address, *more]
+        self._start("server", ["pfed_server", *options, *([] if keep else ["--exit-when-finished"])])
         self.until(lambda: "listening" in self.log("server"), "the server listens")
 
-    def start_client(self, name: str) -> None:
+    def start_client(self, name: str, *more: str) -> None:
         number = int(name.removeprefix("client-")) - 1
         options = ["--server", self.address, "--name", name, "--data", f"demo:{number}/5", "--threads", "1"]
-        self._start(name, ["pfed_client", *options, "--plan", "plan.toml"])
+        self._start(name, ["pfed_client", *options, "--plan", "plan.toml", *more])
 
-    def start(self) -> None:
-        self.start_server()
+    def start(self, *, keep_server: bool = False) -> None:
+        self.start_server(keep=keep_server)
         for name in self.names:
             self.start_client(name)
 
@@ -135,8 +143,8 @@ def make_federation(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callab
 
 @pytest.fixture(scope="session")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
-    """What a federation of two clients comes to when nothing happens to it."""
-    federation = Federation(tmp_path_factory.mktemp("undisturbed"), 2)
+    """What a federation of three clients comes to when nothing happens to it."""
+    federation = Federation(tmp_path_factory.mktemp("undisturbed"), 3)
     federation.start()
     federation.finish()
     return federation.outcome()

@@ -28,6 +28,11 @@ def demo(folder: Path, *options: str) -> dict[str, Any]:
     return summary
 
 
+def comparable(summary: dict[str, Any]) -> dict[str, Any]:
+    """What the seed decides."""
+    return {key: value for key, value in summary.items() if key not in ("seconds", "bytes")}
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("demo")
@@ -49,6 +54,7 @@ def test_the_summary_has_the_agreed_form(summary: dict[str, Any]) -> None:
         assert summary["mean"][column] == pytest.approx(sum(scores) / 5)
     assert summary["rounds"] == 2
     assert summary["transport"] == "mtls"
+    assert summary["protections"] == {"aggregation": "secure", "experts": "sealed", "matching": "random"}
     assert 0 < summary["seconds"] < 500
 
 
@@ -70,9 +76,13 @@ def test_processes_and_simulation_agree_to_the_last_bit(summary: dict[str, Any],
     for name, client in comparison.in_process.clients.items():
         lines = (layout.client_state(name) / "metrics.jsonl").read_text().splitlines()
         records = [json.loads(line) for line in lines]
-        assert [(r["test_accuracy"], r["train_loss"], r["bytes_up"], r["bytes_down"]) for r in records] == [
-            (r.test_accuracy, r.train_loss, r.bytes_up, r.bytes_down) for r in client.rounds
+        assert [(r["test_accuracy"], r["train_loss"]) for r in records] == [
+            (r.test_accuracy, r.train_loss) for r in client.rounds
         ]
+        # Signatures and certificates are a few bytes longer or shorter from one time to the next.
+        for field in ("bytes_up", "bytes_down"):
+            sizes = [getattr(record, field) for record in client.rounds]
+            assert [record[field] for record in records] == pytest.approx(sizes, rel=0.02)
 
 
 def test_the_report_is_there_and_clients_kept_their_secrets(summary: dict[str, Any], folder: Path) -> None:
@@ -88,7 +98,7 @@ def test_the_report_is_there_and_clients_kept_their_secrets(summary: dict[str, A
 def test_the_same_seed_gives_the_same_summary(summary: dict[str, Any], folder: Path) -> None:
     again = demo(folder)
 
-    assert again | {"seconds": 0} == summary | {"seconds": 0}
+    assert comparable(again) == comparable(summary)
 
 
 def test_a_finished_demo_can_be_gone_on_with(summary: dict[str, Any], folder: Path) -> None:

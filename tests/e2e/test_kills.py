@@ -9,22 +9,30 @@ import pytest
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
-UPDATES_OF_OPEN_ROUND = (
-    "SELECT count(update_digest) FROM parts JOIN rounds ON parts.round = rounds.number WHERE outcome = 'open' "
-    "AND number >= {}"
-)
+MESSAGES = "SELECT count(*) FROM messages WHERE round >= 2 AND step >= {}"
+"""The messages of an open round that is not the first. Steps are short: a later one is as good as the one asked for."""
 
 
-def updates_of_open_round(federation, at_least: int) -> int:
-    rows = federation.query(UPDATES_OF_OPEN_ROUND.format(at_least))
+def messages(federation, step: int) -> int:
+    rows = federation.query(MESSAGES.format(step))
     return rows[0][0] if rows else 0
 
 
-PHASES: dict[str, Callable] = {
-    "gathering": lambda f: " joined" in f.log("server"),
+TRAINING: dict[str, Callable] = {
     "first round, training": lambda f: "round 1 opened" in f.log("server"),
     "second round, training": lambda f: "round 2 opened" in f.log("server"),
-    "one update has arrived": lambda f: updates_of_open_round(f, 2) >= 1,
+}
+STEPS: dict[str, Callable] = {
+    "one has advertised its keys": lambda f: messages(f, 1) >= 1,
+    "shares are being dealt": lambda f: messages(f, 2) >= 1,
+    "masked inputs arrive": lambda f: messages(f, 3) >= 1,
+    "survivors are being signed": lambda f: messages(f, 4) >= 1,
+    "the sum is being unmasked": lambda f: messages(f, 5) >= 1,
+}
+PHASES: dict[str, Callable] = {
+    "gathering": lambda f: " joined" in f.log("server"),
+    **TRAINING,
+    **STEPS,
     "between rounds": lambda f: "round 2 closed" in f.log("server"),
     "finished": lambda f: "finished" in f.log("server"),
 }
@@ -32,7 +40,7 @@ PHASES: dict[str, Callable] = {
 
 @pytest.mark.parametrize("phase", PHASES)
 def test_killed_server_goes_on_where_it_was(make_federation, undisturbed: dict[str, bytes], phase: str) -> None:
-    federation = make_federation(2)
+    federation = make_federation(3)
     federation.start()
     federation.until(lambda: PHASES[phase](federation), phase)
     federation.kill("server")
@@ -41,9 +49,9 @@ def test_killed_server_goes_on_where_it_was(make_federation, undisturbed: dict[s
     assert federation.outcome() == undisturbed
 
 
-@pytest.mark.parametrize("phase", ["first round, training", "second round, training", "one update has arrived"])
+@pytest.mark.parametrize("phase", [*TRAINING, *STEPS])
 def test_killed_client_goes_on_where_it_was(make_federation, undisturbed: dict[str, bytes], phase: str) -> None:
-    federation = make_federation(2)
+    federation = make_federation(3)
     federation.start()
     federation.until(lambda: PHASES[phase](federation), phase)
     federation.kill("client-2")
@@ -53,28 +61,38 @@ def test_killed_client_goes_on_where_it_was(make_federation, undisturbed: dict[s
 
 
 def test_round_goes_on_at_the_deadline_without_a_killed_client(make_federation) -> None:
-    federation = make_federation(3, minimum=2, deadline=20, rounds=2, epochs=3)
+    federation = make_federation(4, minimum=3, deadline=20, rounds=2, epochs=3)
     federation.start()
     federation.until(lambda: "round 1 opened" in federation.log("server"), "a round opens")
-    federation.kill("client-3")
-    survivors = {name: federation.processes[name] for name in ("server", "client-1", "client-2")}
+    federation.kill("client-4")
+    survivors = {name: federation.processes[name] for name in ("server", "client-1", "client-2", "client-3")}
     federation.processes = survivors
     federation.finish()
-    outcomes = federation.query(
-        "SELECT outcome, count(update_digest) FROM rounds JOIN parts ON round = number GROUP BY 1"
-    )
-    assert outcomes == [("closed", 4)]
-    assert re.search(r"round 1 closed: cohort 3, updates 2", federation.log("server"))
+    outcomes = federation.query("SELECT outcome, sum(counted) FROM rounds JOIN parts ON round = number GROUP BY 1")
+    assert outcomes == [("closed", 6)]
+    assert re.search(r"round 1 closed: cohort 4, updates 3", federation.log("server"))
+
+
+def test_a_client_killed_under_the_protocol_costs_the_others_nothing(make_federation) -> None:
+    """Of four, three are a quorum: the masks of the one that is gone are taken off with the shares that it dealt."""
+    federation = make_federation(4, minimum=3, deadline=60, step=5, rounds=2)
+    federation.start()
+    federation.until(lambda: messages(federation, 2) >= 1, "shares are being dealt")
+    federation.kill("client-4")
+    del federation.processes["client-4"]
+    federation.finish()
+    assert federation.query("SELECT count(*) FROM rounds WHERE outcome = 'closed'") == [(2,)]
 
 
 def test_too_few_updates_reveal_nothing_and_the_next_round_starts(make_federation) -> None:
-    federation = make_federation(2, deadline=15, rounds=1, epochs=40)
+    federation = make_federation(3, deadline=15, rounds=1, epochs=40)
     federation.start()
     federation.until(lambda: "round 1 opened" in federation.log("server"), "a round opens")
     federation.kill("client-2")
     federation.until(lambda: "round 1 abandoned" in federation.log("server"), "the round is abandoned")
     assert federation.query("SELECT global_prompt FROM rounds WHERE number = 1") == [(None,)]
     assert federation.query("SELECT count(*) FROM pool") == [(0,)]
+    assert federation.query("SELECT count(*) FROM messages WHERE round = 1") == [(0,)]
     federation.start_client("client-2")
     federation.finish()
     assert federation.query("SELECT outcome FROM rounds ORDER BY number DESC LIMIT 1") == [("closed",)]

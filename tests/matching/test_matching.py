@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from pfedsecure.errors import MessageRejected
 from pfedsecure.matching.factory import client_matching, server_matching
-from pfedsecure.matching.interface import PoolEntry, ServerMatching
+from pfedsecure.matching.interface import PoolEntry
 from pfedsecure.matching.plain import PlainClientMatching, PlainServerMatching
 from pfedsecure.plan import Plan, ProtectionPlan
 from pfedsecure.wire.v1.payload_pb2 import PlainMatchAnswer, PlainSketch
@@ -86,7 +86,6 @@ def test_the_answer_names_no_author() -> None:
     assert b"client" not in answer
 
 
-@pytest.mark.parametrize("matching", ["plain", "random"])
 @pytest.mark.parametrize(
     ("sketch", "message"),
     [
@@ -98,9 +97,21 @@ def test_the_answer_names_no_author() -> None:
         (CLIENT.sketch(np.full(SHAPE, 41, np.float32)), r"the sketch has norm 100, over the plan's"),
     ],
 )
-def test_a_sketch_that_cannot_be_used_is_refused(matching: str, sketch: bytes, message: str) -> None:
+def test_a_sketch_that_cannot_be_used_is_refused(sketch: bytes, message: str) -> None:
     with pytest.raises(MessageRejected, match=message):
-        by_plan(matching).check_sketch(sketch)
+        server_matching(plan_of("plain"), SHAPE).check_sketch(sketch)
+
+
+def test_by_lot_nothing_is_published_and_nothing_taken() -> None:
+    client, server = client_matching(plan_of("random")), server_matching(plan_of("random"), SHAPE)
+    context = np.ones(SHAPE, np.float32)
+    assert (client.sketch(context), client.query(context)) == (b"", b"")
+    server.check_sketch(b"")
+    sketch = CLIENT.sketch(context)
+    with pytest.raises(MessageRejected, match="experts are drawn by lot"):
+        server.check_sketch(sketch)
+    with pytest.raises(MessageRejected, match="experts are drawn by lot"):
+        server.index([]).answer(sketch, 1, "nobody", 1)
 
 
 def test_a_huge_sketch_in_the_pool_is_never_offered() -> None:
@@ -131,18 +142,21 @@ def test_the_client_takes_the_first_k_of_an_answer() -> None:
         CLIENT.rank(b"\xff", 1)
 
 
-def by_plan(matching: str, seed: int = 1) -> ServerMatching:
-    plan = Plan(class_names=("cat", "dog"), seed=seed, protection=ProtectionPlan(matching=matching))  # type: ignore[arg-type]
-    assert isinstance(client_matching(plan), PlainClientMatching)
-    return server_matching(plan, SHAPE)
+def plan_of(matching: str, seed: int = 1) -> Plan:
+    return Plan(class_names=("cat", "dog"), seed=seed, protection=ProtectionPlan(matching=matching))  # type: ignore[arg-type]
 
 
 def draw(pool: list[PoolEntry], k: int, asker: int, number: int, seed: int = 1) -> list[str]:
-    return CLIENT.rank(by_plan("random", seed).index(pool).answer(b"", k, name(asker), number), k)
+    client, server = client_matching(plan_of("random", seed)), server_matching(plan_of("random", seed), SHAPE)
+    return client.rank(server.index(pool).answer(b"", k, name(asker), number), k)
+
+
+def pool_by_lot(size: int) -> list[PoolEntry]:
+    return [PoolEntry(name(row), f"id-{row}", b"") for row in range(size)]
 
 
 def test_lots_are_fair_and_never_ones_own() -> None:
-    pool = pool_of(np.zeros((5, *SHAPE)))
+    pool = pool_by_lot(5)
     draws = [draw(pool, 2, asker=0, number=number) for number in range(1, 1001)]
     assert all(len(set(drawn)) == 2 for drawn in draws)
     times = Counter(expert_id for drawn in draws for expert_id in drawn)
@@ -152,7 +166,7 @@ def test_lots_are_fair_and_never_ones_own() -> None:
 
 
 def test_lots_repeat_with_their_seed_and_differ_without() -> None:
-    pool = pool_of(np.zeros((30, *SHAPE)))
+    pool = pool_by_lot(30)
     drawn = draw(pool, 9, asker=0, number=1)
     assert drawn == draw(pool[::-1], 9, asker=0, number=1)
     assert drawn != draw(pool, 9, asker=0, number=2)
@@ -162,7 +176,7 @@ def test_lots_repeat_with_their_seed_and_differ_without() -> None:
 
 
 def test_lots_have_no_distance() -> None:
-    answer = by_plan("random").index(pool_of(np.zeros((3, *SHAPE)))).answer(b"", 2, name(0), 1)
+    answer = server_matching(plan_of("random"), SHAPE).index(pool_by_lot(3)).answer(b"", 2, name(0), 1)
     candidates = PlainMatchAnswer.FromString(answer).candidates
     assert len(candidates) == 2
     assert not any(candidate.HasField("distance") for candidate in candidates)

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import AsyncIterator, Callable
+import shutil
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import grpc.aio
 import numpy as np
@@ -18,25 +22,41 @@ from grpc_health.v1.health_pb2_grpc import HealthStub
 from pfed_server.coordinator import Coordinator
 from pfed_server.sql_store import SqlStore
 from pfed_server.store import Store
-from pfedsecure.aggregation.plain import PlainAggregation
+from pfedsecure.aggregation.interface import Contribution, RoundIdentity
+from pfedsecure.aggregation.plain import PlainClientAggregation
 from pfedsecure.console import Address
-from pfedsecure.matching.plain import PlainClientMatching
+from pfedsecure.experts.plain import read_expert, write_expert
+from pfedsecure.experts.sealed import Belonging, SealedExperts
+from pfedsecure.matching.factory import client_matching
+from pfedsecure.pki.author import Author
+from pfedsecure.pki.authority import Authority
+from pfedsecure.pki.cohort import CohortSecrets
 from pfedsecure.pki.development import enrol, ensure_development_pki
 from pfedsecure.pki.identity import Identity
+from pfedsecure.pki.installation import install_kit
 from pfedsecure.pki.names import Role
+from pfedsecure.pki.request import REQUEST_FILE
 from pfedsecure.plan import Plan
 from pfedsecure.wire.options import CHANNEL_OPTIONS
 from pfedsecure.wire.peer import Peer
-from pfedsecure.wire.tensors import from_tensor, to_tensor
+from pfedsecure.wire.tensors import from_tensor
 from pfedsecure.wire.tls import channel_credentials
 from pfedsecure.wire.v1 import federation_pb2 as fed
 from pfedsecure.wire.v1 import round_pb2 as rnd
 from pfedsecure.wire.v1.federation_pb2_grpc import FederationStub
 from pfedsecure.wire.v1.operations_pb2_grpc import OperationsStub
-from pfedsecure.wire.v1.payload_pb2 import PlainExpert, Publication, Tensor
+from pfedsecure.wire.v1.payload_pb2 import Publication, Tensor
 from pfedsecure.wire.v1.round_pb2_grpc import RoundStub
 
 SHAPE = (2, 3)
+SECRET = bytes(range(32))
+"""What the clients of these tests share in every epoch."""
+
+
+def plain_contribution(context: np.ndarray, weight: int) -> bytes:
+    """What a client sends when aggregation is plain."""
+    aggregation = PlainClientAggregation()
+    return aggregation.begin(RoundIdentity("", 1, ""), Contribution(context, weight), lambda saved: None).message
 
 
 class FakeClock:
@@ -89,6 +109,19 @@ class Members:
             self._identities[who] = enrol(self._folder / "pki", name, role, self._folder / f"{name}-{role}-{key}")
         return self._identities[who]
 
+    def clone(self, name: str, *, of: str) -> None:
+        """A second name for the key of a client."""
+        if (name, "client", 0) not in self._identities:
+            key, folder = self.identity(of).folder, self._folder / f"{name}-client-0"
+            shutil.copytree(key, folder)
+            kit = Authority.load(self._folder / "pki" / "authority").admit(
+                (key / REQUEST_FILE).read_bytes(), name=name, role="client", days=30
+            )
+            self._identities[name, "client", 0] = install_kit(folder, kit)
+
+    def pseudonym(self, name: str) -> str:
+        return Author.load(self.identity(name).folder).pseudonym
+
     def channel_credentials(self, name: str) -> grpc.ChannelCredentials:
         return channel_credentials(self.identity(name))
 
@@ -125,7 +158,11 @@ class Driver:
 
     async def join(self, *names: str, instance: str = "1", digest: str | None = None, key: int = 0) -> None:
         for name in names:
-            request = fed.JoinRequest(plan_digest=digest or self.plan.digest(), instance_id=instance)
+            request = fed.JoinRequest(
+                plan_digest=digest or self.plan.digest(),
+                instance_id=instance,
+                pseudonym=self.members.pseudonym(name) if self.plan.sealed_experts else "",
+            )
             await self.coordinator.join(self.members.peer(name, key=key), request)
 
     async def view(self, name: str, *, seen: int = 0, wait: float = 0, instance: str = "1") -> fed.FederationView:
@@ -156,10 +193,17 @@ class Driver:
 
     async def submit(self, name: str, number: int, context: np.ndarray, weight: int = 1) -> rnd.Receipt:
         content = self.contribution(context, weight)
-        return await self.coordinator.submit_update(self.members.peer(name), number, content)
+        return await self.coordinator.submit_step(self.members.peer(name), number, 1, content)
 
     async def publish(self, name: str, number: int, context: np.ndarray) -> rnd.Receipt:
         return await self.coordinator.publish_expert(self.members.peer(name), number, self.publication(context))
+
+    async def publish_sealed(
+        self, name: str, number: int, context: np.ndarray, *, epoch: int = 1, expert_id: str = ""
+    ) -> rnd.Receipt:
+        """As `publish`, in an envelope of the cohort's secret of an epoch; `expert_id`: of another author."""
+        content = self.envelope(name, number, context, epoch=epoch, expert_id=expert_id)
+        return await self.coordinator.publish_expert(self.members.peer(name), number, content)
 
     async def work(self, name: str, number: int, context: np.ndarray, weight: int = 1) -> None:
         await self.submit(name, number, context, weight)
@@ -170,28 +214,47 @@ class Driver:
         return from_tensor(Tensor.FromString(data), SHAPE, "prompt") if data else None
 
     async def nearest(self, name: str, number: int, context: np.ndarray, k: int) -> list[str]:
-        query = PlainClientMatching().query(context.astype(np.float32))
+        matching = client_matching(self.plan)
+        query = matching.query(context.astype(np.float32))
         request = rnd.MatchRequest(round=number, query=query, experts=k)
         reply = await self.coordinator.match(self.members.peer(name), request)
-        return PlainClientMatching().rank(reply.answer, k)
+        return matching.rank(reply.answer, k)
 
     async def experts(self, name: str, number: int, ids: list[str]) -> list[np.ndarray]:
         experts = await self.coordinator.get_experts(self.members.peer(name), number, ids)
         assert list(experts) == ids
-        return [from_tensor(PlainExpert.FromString(data).context, SHAPE, "expert") for data in experts.values()]
+        return [read_expert(data, SHAPE, math.inf, "expert") for data in experts.values()]
 
     def contribution(self, context: np.ndarray, weight: int = 1) -> bytes:
-        return PlainAggregation(SHAPE, math.inf).contribution(context.astype(np.float32), weight)
+        return plain_contribution(context.astype(np.float32), weight)
 
     def publication(self, context: np.ndarray) -> bytes:
         context = context.astype(np.float32)
-        expert = PlainExpert(context=to_tensor(context)).SerializeToString()
-        return Publication(expert=expert, sketch=PlainClientMatching().sketch(context)).SerializeToString()
+        sketch = client_matching(self.plan).sketch(context)
+        return Publication(expert=write_expert(context), sketch=sketch).SerializeToString()
+
+    def envelope(self, name: str, number: int, context: np.ndarray, *, epoch: int = 1, expert_id: str = "") -> bytes:
+        """A publication that only the clients can open."""
+        identity = self.members.identity(name)
+        author = Author.load(identity.folder)
+        if expert_id:
+            author = replace(author, pseudonym=expert_id)
+        secrets = CohortSecrets.of({epoch: SECRET})
+        belonging = Belonging("id", self.plan.digest(), identity.authority)
+        seen, now = Mock(), partial(datetime.now, UTC)
+        experts = SealedExperts(SHAPE, 100.0, belonging, author, lambda: secrets, seen, now)
+        return Publication(expert=experts.pack(context.astype(np.float32), number)).SerializeToString()
 
 
 @pytest.fixture(scope="session")
 def members(tmp_path_factory: pytest.TempPathFactory) -> Members:
     return Members(tmp_path_factory.mktemp("members"))
+
+
+@pytest.fixture(scope="session")
+def contribute() -> Callable[[np.ndarray, int], bytes]:
+    """What a client sends of a context and a weight when aggregation is plain."""
+    return plain_contribution
 
 
 @pytest.fixture
@@ -201,9 +264,18 @@ def clock() -> FakeClock:
 
 @pytest.fixture(scope="session")
 def make_plan() -> Callable[..., Plan]:
-    """A plan of three rounds and two experts for contexts of shape (2, 3); arguments replace what [rounds] says."""
+    """A plan of three rounds and two experts for contexts of shape (2, 3), all in the clear.
 
-    def make(experts: int = 2, seed: int = 1, matching: str = "plain", **rounds: Any) -> Plan:
+    `protection` adds to what [protection] says, further arguments to what [rounds] says.
+    """
+
+    def make(
+        experts: int = 2,
+        seed: int = 1,
+        protection: Mapping[str, Any] | None = None,
+        secure_aggregation: Mapping[str, Any] | None = None,
+        **rounds: Any,
+    ) -> Plan:
         return Plan.model_validate(
             {
                 "name": "test",
@@ -212,7 +284,8 @@ def make_plan() -> Callable[..., Plan]:
                 "backbone": {"text_width": SHAPE[1]},
                 "prompt": {"context_length": SHAPE[0]},
                 "mixture": {"experts": experts},
-                "protection": {"matching": matching},
+                "protection": {"aggregation": "plain", "experts": "plain", "matching": "plain", **(protection or {})},
+                "secure_aggregation": secure_aggregation or {},
                 "rounds": {"count": 3, "minimum_cohort": 2, "deadline_seconds": 60, "heartbeat_seconds": 2, **rounds},
             }
         )
@@ -227,7 +300,8 @@ def drive(clock: FakeClock, members: Members) -> Callable[..., Any]:
     @asynccontextmanager
     async def running(plan: Plan, store: Store | None = None) -> AsyncIterator[Driver]:
         used = store or SqlStore.in_memory(plan)
-        coordinator = Coordinator(plan, used, context_shape=SHAPE, clock=clock)
+        authority = members.server.authority
+        coordinator = Coordinator(plan, used, context_shape=SHAPE, authority=authority, clock=clock)
         await coordinator.start()
         try:
             yield Driver(coordinator, plan, clock, members)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import math
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
@@ -21,7 +20,6 @@ from pfed_server.coordinator import Coordinator
 from pfed_server.interceptor import CallInterceptor
 from pfed_server.service import UPLOADS_AT_ONCE, add_services
 from pfed_server.sql_store import SqlStore
-from pfedsecure.aggregation.plain import PlainAggregation
 from pfedsecure.console import Address
 from pfedsecure.errors import IdentityError, MessageRejected, NotAMember, PfedError
 from pfedsecure.plan import Plan
@@ -29,14 +27,15 @@ from pfedsecure.wire.options import SERVER_OPTIONS
 from pfedsecure.wire.payloads import Payload, split
 from pfedsecure.wire.peer import Peer, ServicerContext
 from pfedsecure.wire.status import raise_from
+from pfedsecure.wire.tensors import to_tensor
 from pfedsecure.wire.tls import server_credentials
 from pfedsecure.wire.v1 import federation_pb2 as fed
-from pfedsecure.wire.v1.payload_pb2 import PayloadChunk
+from pfedsecure.wire.v1.payload_pb2 import PayloadChunk, PlainContribution
 
 MakePlan = Callable[..., Plan]
 SHAPE = (2, 3)
-CONTENT = PlainAggregation(SHAPE, math.inf).contribution(np.ones(SHAPE, np.float32), 1)
-UPLOADS = ["SubmitUpdate", "PublishExpert"]
+CONTENT = PlainContribution(weighted_context=to_tensor(np.ones(SHAPE, np.float32)), weight=1).SerializeToString()
+UPLOADS = ["SubmitStep", "PublishExpert"]
 
 
 class Scene:
@@ -82,7 +81,7 @@ class Upload:
     """A payload that is sent as far as its header, and the rest when `go_on` is set."""
 
     def __init__(self, round_number: int = 1) -> None:
-        self._chunks = split(Payload(round_number, CONTENT))
+        self._chunks = split(Payload(round_number, CONTENT, step=1))
         self.go_on = asyncio.Event()
 
     async def __aiter__(self) -> AsyncIterator[PayloadChunk]:
@@ -133,13 +132,13 @@ async def test_who_is_not_expected_is_refused_at_the_header(
 
 async def test_empty_chunks_without_end_are_refused(make_plan: MakePlan, members: Any, connect: Any) -> None:
     async def endless() -> AsyncIterator[PayloadChunk]:
-        yield next(split(Payload(1, CONTENT)))
+        yield next(split(Payload(1, CONTENT, step=1)))
         while True:
             yield PayloadChunk(data=b"")
 
     async with opened_round(make_plan(), members) as scene, connect(scene.address, members.identity("anna")) as anna:
         with pytest.raises(MessageRejected, match="a chunk of a payload is empty"):
-            await outcome(anna.round.SubmitUpdate(endless()))
+            await outcome(anna.round.SubmitStep(endless()))
 
 
 @pytest.mark.parametrize("method", UPLOADS)
@@ -150,7 +149,7 @@ async def test_an_upload_that_takes_too_long_is_given_up(
     async with opened_round(make_plan(), members) as scene, connect(scene.address, members.identity("anna")) as anna:
         with pytest.raises(MessageRejected, match=r"did not arrive within 0\.2 s; check the connection"):
             await outcome(getattr(anna.round, method)(aiter(Upload())))
-        await outcome(anna.round.SubmitUpdate(split(Payload(1, CONTENT))))
+        await outcome(anna.round.SubmitStep(split(Payload(1, CONTENT, step=1))))
 
 
 async def test_uploads_of_one_caller_at_once_are_few(make_plan: MakePlan, members: Any, connect: Any) -> None:
@@ -161,15 +160,15 @@ async def test_uploads_of_one_caller_at_once_are_few(make_plan: MakePlan, member
         connect(scene.address, members.identity("bert")) as bert,
     ):
         uploads = [Upload() for _ in range(UPLOADS_AT_ONCE)]
-        calls = [anna.round.SubmitUpdate(aiter(upload)) for upload in uploads]
+        calls = [anna.round.SubmitStep(aiter(upload)) for upload in uploads]
         await asyncio.sleep(0.2)
         for method in UPLOADS:  # together, and over every connection
             with pytest.raises(MessageRejected, match=f"anna has {UPLOADS_AT_ONCE} uploads under way; wait for one"):
                 await outcome(getattr(anna_again.round, method)(aiter(Upload())))
-        await outcome(bert.round.SubmitUpdate(split(Payload(1, CONTENT))))
+        await outcome(bert.round.SubmitStep(split(Payload(1, CONTENT, step=1))))
         calls[0].cancel()
         await asyncio.sleep(0.2)
-        await outcome(anna_again.round.SubmitUpdate(split(Payload(1, CONTENT))))
+        await outcome(anna_again.round.SubmitStep(split(Payload(1, CONTENT, step=1))))
         uploads[1].go_on.set()
         await outcome(calls[1])
 
@@ -188,7 +187,7 @@ async def test_an_upload_of_a_caller_that_expired_meanwhile_is_refused(
         with pytest.raises(IdentityError, match="expired"):
             await outcome(call)
         view = await scene.coordinator.await_view(members.peer("anna"), fed.AwaitRequest(instance_id="1"))
-        assert not view.update_received
+        assert not view.step_received
         assert not view.expert_received
 
 

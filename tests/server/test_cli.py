@@ -12,8 +12,15 @@ from click.testing import CliRunner, Result
 
 from pfed_server.cli import DEMO_PLAN, main
 from pfedsecure.clip.config import context_shape
-from pfedsecure.errors import IdentityError, InsecureTransport, PlanError, StateError
+from pfedsecure.errors import IdentityError, InsecureTransport, PlanError, ProtectionUnavailable, StateError
 from pfedsecure.plan import Plan
+
+CLEAR = """
+class_names = ["a", "b"]
+backbone.text_width = 64
+mixture.gate_width = 64
+protection = {aggregation = "plain", experts = "plain", matching = "plain"}
+"""
 
 
 def invoke(arguments: Sequence[str], folder: Path, monkeypatch: pytest.MonkeyPatch) -> Result:
@@ -49,7 +56,12 @@ def test_usage_errors_end_with_status_2(
         (["--tls", "--plan", "odd.toml"], PlanError.exit_code, "backbone.text_width is not given and cannot be looked"),
         (["--tls", "--identity", "nowhere"], IdentityError.exit_code, "nowhere holds no identity"),
         (["--insecure", "--listen", "0.0.0.0:0"], InsecureTransport.exit_code, "--insecure would send plain text"),
-        (["--insecure", "--state", "bad.toml"], StateError.exit_code, "bad.toml: cannot be used as state directory"),
+        (["--insecure"], ProtectionUnavailable.exit_code, 'the plan asks for protection.aggregation = "secure", which'),
+        (
+            ["--insecure", "--plan", "clear.toml", "--state", "bad.toml"],
+            StateError.exit_code,
+            "bad.toml: cannot be used as state directory",
+        ),
     ],
 )
 def test_mistakes_end_with_one_line_and_their_own_status(
@@ -57,11 +69,12 @@ def test_mistakes_end_with_one_line_and_their_own_status(
 ) -> None:
     (tmp_path / "bad.toml").write_text('name = "x"\n')
     (tmp_path / "odd.toml").write_text('class_names = ["a", "b"]\n[backbone]\nmodel = "no-such-model"\n')
+    (tmp_path / "clear.toml").write_text(CLEAR)
     result = invoke(arguments, tmp_path, monkeypatch)
     assert result.exit_code == code
     (line,) = result.stderr.splitlines()
     assert line.startswith(f"pfed-server: error: {message}")
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["bad.toml", "odd.toml"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["bad.toml", "clear.toml", "odd.toml"]
 
 
 def test_the_embedded_plan_is_valid_and_its_words_fill_its_context() -> None:

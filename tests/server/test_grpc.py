@@ -20,7 +20,6 @@ from sqlalchemy.exc import OperationalError
 from pfed_server.app import serving
 from pfed_server.coordinator import Coordinator
 from pfed_server.sql_store import SqlStore
-from pfedsecure.aggregation.plain import PlainAggregation
 from pfedsecure.console import Address
 from pfedsecure.errors import (
     AddressInUse,
@@ -32,18 +31,19 @@ from pfedsecure.errors import (
     PlanMismatch,
     ServerUnreachable,
 )
+from pfedsecure.experts.plain import read_expert, write_expert
 from pfedsecure.matching.plain import PlainClientMatching
 from pfedsecure.plan import Plan
 from pfedsecure.wire.options import CHANNEL_OPTIONS, CLAIMED_NAME_KEY, CLAIMED_ROLE_KEY
 from pfedsecure.wire.payloads import CHUNK_BYTES, MAX_MESSAGE_BYTES, Payload, join, join_one, split
 from pfedsecure.wire.status import raise_from
-from pfedsecure.wire.tensors import from_tensor, to_tensor
+from pfedsecure.wire.tensors import from_tensor
 from pfedsecure.wire.v1 import federation_pb2 as fed
 from pfedsecure.wire.v1 import operations_pb2 as ops
 from pfedsecure.wire.v1 import round_pb2 as rnd
 from pfedsecure.wire.v1.federation_pb2_grpc import FederationStub
 from pfedsecure.wire.v1.operations_pb2_grpc import OperationsStub
-from pfedsecure.wire.v1.payload_pb2 import PayloadChunk, PayloadHeader, PlainExpert, Publication, Tensor
+from pfedsecure.wire.v1.payload_pb2 import PayloadChunk, PayloadHeader, Publication, Tensor
 
 MakePlan = Callable[..., Plan]
 ANY_PORT = Address("127.0.0.1", 0)
@@ -81,18 +81,19 @@ async def round_opened(stubs: Any, number: int) -> None:
         version = view.version
 
 
-async def test_two_rounds_with_payloads_of_several_chunks(make_plan: MakePlan, members: Any, connect: Any) -> None:
+async def test_two_rounds_with_payloads_of_several_chunks(
+    make_plan: MakePlan, members: Any, connect: Any, contribute: Any
+) -> None:
     plan = make_plan(count=2)
     contexts = dict(zip(("anna", "bert"), np.random.default_rng(0).normal(scale=0.1, size=(2, *WIDE)), strict=True))
     contexts = {name: context.astype(np.float32) for name, context in contexts.items()}
 
     async def work(stubs: Any, number: int, context: np.ndarray) -> None:
-        update = PlainAggregation(WIDE, math.inf).contribution(context, 1)
+        update = contribute(context, 1)
         assert len(update) > 2 * CHUNK_BYTES
-        receipt = await outcome(stubs.round.SubmitUpdate(split(Payload(number, update))))
+        receipt = await outcome(stubs.round.SubmitStep(split(Payload(number, update, step=1))))
         assert receipt.sha256 == hashlib.sha256(update).digest()
-        expert = PlainExpert(context=to_tensor(context)).SerializeToString()
-        publication = Publication(expert=expert, sketch=PlainClientMatching().sketch(context))
+        publication = Publication(expert=write_expert(context), sketch=PlainClientMatching().sketch(context))
         await outcome(stubs.round.PublishExpert(split(Payload(number, publication.SerializeToString()))))
 
     async with (
@@ -116,7 +117,7 @@ async def test_two_rounds_with_payloads_of_several_chunks(make_plan: MakePlan, m
                 ids = PlainClientMatching().rank(match.answer, 2)
                 fetched = anna.round.GetExperts(rnd.GetExpertsRequest(round=2, expert_ids=ids))
                 (expert,) = [payload async for payload in join(fetched, max_payloads=2)]
-                theirs = from_tensor(PlainExpert.FromString(expert.data).context, WIDE, "expert")
+                theirs = read_expert(expert.data, WIDE, math.inf, "expert")
                 np.testing.assert_array_equal(theirs, contexts["bert"])
             for name, stubs in (("anna", anna), ("bert", bert)):
                 await work(stubs, number, contexts[name])
@@ -132,7 +133,7 @@ async def test_errors_arrive_as_the_classes_that_were_raised(make_plan: MakePlan
         with pytest.raises(NotAMember, match="anna does not take part"):
             await outcome(anna.federation.Heartbeat(fed.HeartbeatRequest(instance_id="1")))
         with pytest.raises(NotAMember):
-            await outcome(anna.round.SubmitUpdate(split(Payload(1, b"x"))))
+            await outcome(anna.round.SubmitStep(split(Payload(1, b"x", step=1))))
         with pytest.raises(NotAMember):
             await outcome(join_one(anna.round.GetGlobalPrompt(rnd.GetGlobalPromptRequest(round=1))))
         with pytest.raises(PfedError, match="does not know this call"):
@@ -171,7 +172,7 @@ async def test_health_is_served_on_the_same_port(make_plan: MakePlan, members: A
 
 @pytest.mark.parametrize(
     "method",
-    ["Federation/Join", "Federation/Await", "Round/Match", "Operations/GetStatus"],
+    ["Federation/Join", "Federation/Await", "Round/Match", "Round/ReportExpert", "Operations/GetStatus"],
 )
 async def test_a_message_that_cannot_be_decoded_is_refused(
     make_plan: MakePlan, members: Any, connect: Any, method: str
@@ -194,7 +195,7 @@ async def test_streams_that_cannot_be_decoded_are_refused(make_plan: MakePlan, m
         await joined(anna, plan)
         await joined(bert, plan)
         await round_opened(anna, 1)
-        upload = anna.raw.stream_unary("/pfedsecure.v1.Round/SubmitUpdate")
+        upload = anna.raw.stream_unary("/pfedsecure.v1.Round/SubmitStep")
         with pytest.raises(MessageRejected, match="cannot be decoded"):
             await outcome(upload(iter([b"\xff"])))
         fetch = anna.raw.unary_stream("/pfedsecure.v1.Round/GetExperts")
@@ -204,10 +205,10 @@ async def test_streams_that_cannot_be_decoded_are_refused(make_plan: MakePlan, m
             ([], "holds no payload"),
             ([PayloadChunk(data=b"x")], "does not begin with the header"),
             ([PayloadChunk(header=PayloadHeader(size=2**40))], "over the limit of"),
-            (list(split(Payload(1, b"x"))) * 2, "more than 1 payloads"),
+            (list(split(Payload(1, b"x", step=1))) * 2, "more than 1 payloads"),
         ):
             with pytest.raises(MessageRejected, match=message):
-                await outcome(anna.round.SubmitUpdate(iter(chunks)))
+                await outcome(anna.round.SubmitStep(iter(chunks)))
 
 
 async def test_an_oversized_message_is_refused_and_the_server_lives(
@@ -228,7 +229,7 @@ async def test_an_oversized_message_is_refused_and_the_server_lives(
 
 
 async def test_an_upload_that_breaks_off_is_forgotten(
-    make_plan: MakePlan, members: Any, connect: Any, caplog: pytest.LogCaptureFixture
+    make_plan: MakePlan, members: Any, connect: Any, contribute: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
     plan = make_plan()
     async with (
@@ -239,17 +240,17 @@ async def test_an_upload_that_breaks_off_is_forgotten(
         await joined(anna, plan)
         await joined(bert, plan)
         await round_opened(anna, 1)
-        content = PlainAggregation((2, 3), math.inf).contribution(np.ones((2, 3), np.float32), 1)
+        content = contribute(np.ones((2, 3), np.float32), 1)
 
         async def half() -> AsyncIterator[PayloadChunk]:
-            yield next(split(Payload(1, content)))
+            yield next(split(Payload(1, content, step=1)))
             await asyncio.sleep(3600)
 
-        upload = anna.round.SubmitUpdate(half())
+        upload = anna.round.SubmitStep(half())
         await asyncio.sleep(0.1)
         upload.cancel()
-        await outcome(anna.round.SubmitUpdate(split(Payload(1, content))))
-        assert (await outcome(anna.federation.Await(fed.AwaitRequest(instance_id="1")))).update_received
+        await outcome(anna.round.SubmitStep(split(Payload(1, content, step=1))))
+        assert (await outcome(anna.federation.Await(fed.AwaitRequest(instance_id="1")))).step_received == 1
     assert "failed" not in caplog.text, "a client that hangs up is no fault of the server"
 
 

@@ -117,7 +117,9 @@ async def test_calls_of_members_are_for_members_only(make_plan: MakePlan, drive:
             calls.get_global_prompt(outsider, 0),
             calls.match(outsider, rnd.MatchRequest(round=1, experts=1)),
             calls.get_experts(outsider, 1, []),
-            calls.submit_update(outsider, 1, b""),
+            calls.submit_step(outsider, 1, 1, b""),
+            calls.get_step_request(outsider, 1, 1),
+            calls.report_expert(outsider, rnd.ReportExpertRequest(round=1)),
             calls.publish_expert(outsider, 1, b""),
         ):
             with pytest.raises(NotAMember, match="anna does not take part in this federation; join it first"):
@@ -220,8 +222,8 @@ async def test_status_shows_members_and_rounds(make_plan: MakePlan, drive: Any) 
         status = await driver.coordinator.get_status(operator)
         assert (status.phase, status.round, status.rounds_completed) == ("round open", 2, 1)
         assert status.unprotected == list(driver.plan.unprotected())
-        shown = [(m.name, m.online, m.in_cohort, m.update_received, m.last_round) for m in status.members]
-        assert shown == [("anna", True, True, False, 1), ("bert", True, True, True, 1)]
+        shown = [(m.name, m.online, m.in_cohort, m.step_received, m.last_round) for m in status.members]
+        assert shown == [("anna", True, True, 0, 1), ("bert", True, True, 1, 1)]
         first, second = status.rounds
         assert (first.number, first.outcome, first.cohort, first.updates) == (1, "closed", 2, 2)
         assert (second.number, second.outcome, second.updates) == (2, "open", 1)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import math
 import re
 import signal
 import sys
@@ -17,7 +16,6 @@ import numpy as np
 import pytest
 from grpc_health.v1 import health_pb2
 
-from pfedsecure.aggregation.plain import PlainAggregation
 from pfedsecure.console import Address
 from pfedsecure.errors import AddressInUse, StateLocked
 from pfedsecure.plan import Plan
@@ -34,7 +32,8 @@ class_names = ["cat", "dog"]
 backbone.text_width = 3
 prompt.context_length = 2
 mixture.experts = 0
-rounds = {count = 2, heartbeat_seconds = 1}
+rounds = {count = 2, minimum_cohort = 2, heartbeat_seconds = 1}
+protection = {aggregation = "plain", experts = "plain", matching = "plain"}
 """
 
 
@@ -97,7 +96,7 @@ async def test_what_is_taken_is_told_in_one_line(tmp_path: Path, members: Any) -
 
 
 async def test_killed_in_the_middle_of_rounds_it_finishes_with_the_right_prompt(
-    tmp_path: Path, members: Any, connect: Any
+    tmp_path: Path, members: Any, connect: Any, contribute: Any
 ) -> None:
     contexts = np.random.default_rng(0).normal(0, 0.02, (2, 2, 2, 3)).astype(np.float32)
     weights = (3, 5)
@@ -111,8 +110,8 @@ async def test_killed_in_the_middle_of_rounds_it_finishes_with_the_right_prompt(
         async with connect(address, members.identity(name)) as stubs:
             await seen(stubs, name, lambda view: view.round == number and view.selected)
             row = NAMES.index(name)
-            update = PlainAggregation((2, 3), math.inf).contribution(contexts[number - 1, row], weights[row])
-            await stubs.round.SubmitUpdate(split(Payload(number, update)))
+            update = contribute(contexts[number - 1, row], weights[row])
+            await stubs.round.SubmitStep(split(Payload(number, update, step=1)))
 
     async def seen(stubs: Any, name: str, condition: Any) -> None:
         version = 0

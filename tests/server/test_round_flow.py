@@ -34,7 +34,7 @@ async def test_a_federation_from_beginning_to_end(make_plan: MakePlan, drive: An
         await driver.join("cleo")
         for number in (1, 2, 3):
             view = await driver.until_round("anna", number)
-            assert (view.selected, view.update_received, view.expert_received) == (True, False, False)
+            assert (view.selected, view.step_received, view.expert_received) == (True, 0, False)
             assert (view.rounds_completed, view.rounds_planned) == (number - 1, 3)
             assert view.seconds_left == 60
             assert await driver.global_prompt("anna", number) is None if number == 1 else True
@@ -142,7 +142,7 @@ async def test_what_is_sent_again_is_taken_once_and_what_differs_is_refused(make
         await driver.until_round("anna", 1)
         first = await driver.submit("anna", 1, prompt(1), weight=3)
         assert await driver.submit("anna", 1, prompt(1), weight=3) == first
-        with pytest.raises(MessageRejected, match="anna has already sent another update in round 1"):
+        with pytest.raises(MessageRejected, match="anna has already sent another message of step 1 of round 1"):
             await driver.submit("anna", 1, prompt(2), weight=3)
         published = await driver.publish("anna", 1, prompt(1))
         assert await driver.publish("anna", 1, prompt(1)) == published
@@ -190,12 +190,12 @@ async def test_malformed_work_is_refused_and_counts_for_nothing(make_plan: MakeP
         wrong_shape = Publication.FromString(driver.publication(np.ones((3, 2))))
         not_finite = Publication.FromString(driver.publication(prompt(np.nan)))
         for message, call in (
-            ("not a PlainContribution", calls.submit_update(peer, 1, b"\xff")),
-            ("weight 0 is not in", calls.submit_update(peer, 1, driver.contribution(prompt(1), weight=0))),
-            ("not finite", calls.submit_update(peer, 1, driver.contribution(prompt(np.inf)))),
+            ("not a PlainContribution", calls.submit_step(peer, 1, 1, b"\xff")),
+            ("weight 0 is not in", calls.submit_step(peer, 1, 1, driver.contribution(prompt(1), weight=0))),
+            ("not finite", calls.submit_step(peer, 1, 1, driver.contribution(prompt(np.inf)))),
             ("not a Publication", calls.publish_expert(peer, 1, b"\xff")),
             (
-                "not a Publication of a PlainExpert",
+                "the expert is not a PlainExpert",
                 calls.publish_expert(peer, 1, Publication(expert=b"\xff", sketch=good.sketch).SerializeToString()),
             ),
             ("the expert has shape", calls.publish_expert(peer, 1, wrong_shape.SerializeToString())),
@@ -214,7 +214,7 @@ async def test_malformed_work_is_refused_and_counts_for_nothing(make_plan: MakeP
             with pytest.raises(MessageRejected, match=message):
                 await call
         view = await driver.view("anna")
-        assert (view.update_received, view.expert_received) == (False, False)
+        assert (view.step_received, view.expert_received) == (0, False)
 
 
 async def test_a_plan_without_experts_takes_none(make_plan: MakePlan, drive: Any) -> None:
@@ -231,7 +231,7 @@ async def test_a_plan_without_experts_takes_none(make_plan: MakePlan, drive: Any
 
 
 async def test_matching_by_lot_offers_everybody_elses(make_plan: MakePlan, drive: Any) -> None:
-    async with drive(make_plan(start_clients=3, matching="random")) as driver:
+    async with drive(make_plan(start_clients=3, protection={"matching": "random"})) as driver:
         await driver.join("anna", "bert", "cleo")
         await driver.until_round("anna", 1)
         for worth, name in enumerate(("anna", "bert", "cleo"), 1):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import random
 import sqlite3
 from collections.abc import Callable
@@ -10,12 +11,12 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
-from sqlalchemy.exc import IntegrityError
+from sqlalchemy.exc import IntegrityError, NoResultFound
 
 from pfed_server.database import DATABASE_FILE
 from pfed_server.schema import SCHEMA_VERSION
 from pfed_server.sql_store import SqlStore
-from pfed_server.store import Member, Traffic
+from pfed_server.store import Closing, Member, Part, Traffic
 from pfedsecure.errors import StateError, StateLocked
 from pfedsecure.plan import Plan
 
@@ -32,7 +33,7 @@ def filled(folder: Path, plan: Plan) -> Path:
         for name in ("anna", "bert"):
             store.save_member(member(name))
         store.open_round(1, 100.0, 160.0, ["anna", "bert"])
-        store.record_update(1, "anna", b"contribution" * 1000, b"digest", Traffic(12_000, 5))
+        store.record_message(1, 1, "anna", b"contribution" * 1000, Traffic(12_000, 5), counts=True)
     return folder / DATABASE_FILE
 
 
@@ -68,13 +69,19 @@ def test_a_state_reads_back_as_it_was_written(make_plan: MakePlan, tmp_path: Pat
         assert state.members == {"anna": member("anna"), "bert": member("bert")}
         assert state.open_round is not None
         assert (state.open_round.number, state.open_round.opened_at, state.open_round.deadline) == (1, 100.0, 160.0)
-        assert store.updates(1) == {"anna": b"contribution" * 1000}
-        closed = store.close_round(1, 130.5, b"prompt", {"bert": Traffic(1, 2)})
+        assert state.open_round.step == 1
+        digest = hashlib.sha256(b"contribution" * 1000).digest()
+        assert state.open_round.parts == {"anna": Part(1, digest), "bert": Part()}
+        assert store.message(1, 1, "anna") == b"contribution" * 1000
+        end = Closing(b"prompt", {"test_accuracy": 0.5})
+        closed = store.close_round(1, 130.5, end, {"bert": Traffic(1, 2)})
         assert (closed.open_round, closed.rounds_completed, closed.version) == (None, 1, state.version + 1)
-        assert store.updates(1) == {}
+        with pytest.raises(NoResultFound):
+            store.message(1, 1, "anna")
         (record,) = store.history().rounds
         assert (record.outcome, record.cohort, record.updates, record.seconds) == ("closed", 2, 1, 30.5)
         assert record.traffic == Traffic(12_001, 7)
+        assert record.metrics == {"test_accuracy": 0.5}
         assert [store.global_prompt(number) for number in (1, 2, 9)] == [b"", b"prompt", b"prompt"]
 
 
@@ -82,7 +89,7 @@ def test_contributions_are_wiped_from_the_file_when_their_round_closes(make_plan
     database = filled(tmp_path, make_plan())
     assert b"contribution" * 10 in database.read_bytes()
     with closing(SqlStore.open(tmp_path, make_plan())) as store:
-        store.close_round(1, 130.0, b"prompt", {})
+        store.close_round(1, 130.0, Closing(b"prompt"), {})
     assert b"contribution" * 10 not in database.read_bytes()
 
 

@@ -17,7 +17,7 @@ from pfed_cli.demo.layout import Layout, demo_clients, demo_plan
 
 
 @click.command()
-@click.option("--clients", "n_clients", type=click.IntRange(2, 20), default=5, show_default=True, help="How many.")
+@click.option("--clients", "n_clients", type=click.IntRange(3, 20), default=5, show_default=True, help="How many.")
 @click.option("--rounds", type=click.IntRange(1), help="How many.  [default: the demo plan's]")
 @click.option(
     "--out",

@@ -28,6 +28,8 @@ class Summary(TypedDict):
     rounds: int
     transport: str
     """As the server told its operator: `mtls` or `insecure`."""
+    protections: dict[str, str]
+    """The ways of aggregating, lending and matching, as the server told its operator."""
     seconds: float
     seed: int
     plan_digest: str
@@ -47,6 +49,11 @@ def summarise(
         mean={str(method): fmean(by_method[method].values()) for method in COLUMNS},
         rounds=federation.rounds_completed,
         transport=federation.status.transport,
+        protections={
+            "aggregation": federation.status.aggregation,
+            "experts": federation.status.experts,
+            "matching": federation.status.matching,
+        },
         seconds=round(seconds, 1),
         seed=plan.seed,
         plan_digest=federation.status.plan_digest,

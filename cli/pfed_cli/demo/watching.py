@@ -122,5 +122,5 @@ def _phases(status: ops.GetStatusReply) -> dict[str, str]:
         elif not member.in_cohort:
             phases[member.name] = "waiting"
         else:
-            phases[member.name] = "sent" if member.update_received else "training"
+            phases[member.name] = "sent" if member.step_received else "training"
     return phases

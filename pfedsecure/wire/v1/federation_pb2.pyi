@@ -91,21 +91,25 @@ class JoinRequest(_message.Message):
     PLAN_DIGEST_FIELD_NUMBER: _builtins.int
     INSTANCE_ID_FIELD_NUMBER: _builtins.int
     SOFTWARE_VERSION_FIELD_NUMBER: _builtins.int
+    PSEUDONYM_FIELD_NUMBER: _builtins.int
     plan_digest: _builtins.str
     """The plan that the client agrees to."""
     instance_id: _builtins.str
     """Random and kept by the client's state directory: tells a restarted client from a second one."""
     software_version: _builtins.str
+    pseudonym: _builtins.str
+    """Under which peers know the caller's experts: given by its author certificate; empty where experts are not sealed."""
     def __init__(
         self,
         *,
         plan_digest: _builtins.str = ...,
         instance_id: _builtins.str = ...,
         software_version: _builtins.str = ...,
+        pseudonym: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["instance_id", b"instance_id", "plan_digest", b"plan_digest", "software_version", b"software_version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["instance_id", b"instance_id", "plan_digest", b"plan_digest", "pseudonym", b"pseudonym", "software_version", b"software_version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -169,11 +173,13 @@ class FederationView(_message.Message):
     ROUNDS_COMPLETED_FIELD_NUMBER: _builtins.int
     ROUNDS_PLANNED_FIELD_NUMBER: _builtins.int
     SELECTED_FIELD_NUMBER: _builtins.int
-    UPDATE_RECEIVED_FIELD_NUMBER: _builtins.int
+    STEP_FIELD_NUMBER: _builtins.int
+    STEP_RECEIVED_FIELD_NUMBER: _builtins.int
     EXPERT_RECEIVED_FIELD_NUMBER: _builtins.int
     SECONDS_LEFT_FIELD_NUMBER: _builtins.int
     CLIENTS_ONLINE_FIELD_NUMBER: _builtins.int
     CLIENTS_NEEDED_FIELD_NUMBER: _builtins.int
+    EXPERT_EPOCH_FIELD_NUMBER: _builtins.int
     version: _builtins.int
     """Grows with every change; pass it back as `seen_version`."""
     phase: Global___FederationPhase.ValueType
@@ -183,12 +189,18 @@ class FederationView(_message.Message):
     rounds_planned: _builtins.int
     selected: _builtins.bool
     """Whether the caller belongs to the open round's cohort, and what of its work has arrived."""
-    update_received: _builtins.bool
+    step: _builtins.int
+    """The open step of the aggregation, from 1, and the last one of which the caller's message has arrived, 0 for none."""
+    step_received: _builtins.int
     expert_received: _builtins.bool
     seconds_left: _builtins.float
-    """Seconds until the open round's deadline."""
+    """Seconds until the open step's deadline."""
     clients_online: _builtins.int
     clients_needed: _builtins.int
+    expert_epoch: _builtins.int
+    """Epoch of the cohort secret that the caller's expert in the pool is sealed with; 0 when it is not sealed or there
+    is none.
+    """
     def __init__(
         self,
         *,
@@ -198,15 +210,17 @@ class FederationView(_message.Message):
         rounds_completed: _builtins.int = ...,
         rounds_planned: _builtins.int = ...,
         selected: _builtins.bool = ...,
-        update_received: _builtins.bool = ...,
+        step: _builtins.int = ...,
+        step_received: _builtins.int = ...,
         expert_received: _builtins.bool = ...,
         seconds_left: _builtins.float = ...,
         clients_online: _builtins.int = ...,
         clients_needed: _builtins.int = ...,
+        expert_epoch: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["clients_needed", b"clients_needed", "clients_online", b"clients_online", "expert_received", b"expert_received", "phase", b"phase", "round", b"round", "rounds_completed", b"rounds_completed", "rounds_planned", b"rounds_planned", "seconds_left", b"seconds_left", "selected", b"selected", "update_received", b"update_received", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["clients_needed", b"clients_needed", "clients_online", b"clients_online", "expert_epoch", b"expert_epoch", "expert_received", b"expert_received", "phase", b"phase", "round", b"round", "rounds_completed", b"rounds_completed", "rounds_planned", b"rounds_planned", "seconds_left", b"seconds_left", "selected", b"selected", "step", b"step", "step_received", b"step_received", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

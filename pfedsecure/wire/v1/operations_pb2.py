@@ -24,21 +24,25 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1epfedsecure/v1/operations.proto\x12\rpfedsecure.v1\"\x12\n\x10GetStatusRequest\"\xd4\x04\n\x0eGetStatusReply\x12\x12\n\nfederation\x18\x01 \x01(\t\x12\x15\n\rfederation_id\x18\x02 \x01(\t\x12\x13\n\x0bplan_digest\x18\x03 \x01(\t\x12\r\n\x05phase\x18\x04 \x01(\t\x12\r\n\x05round\x18\x05 \x01(\x04\x12\x18\n\x10rounds_completed\x18\x06 \x01(\x04\x12\x16\n\x0erounds_planned\x18\x07 \x01(\x04\x12\x14\n\x0cseconds_left\x18\x08 \x01(\x01\x12\x11\n\ttransport\x18\t \x01(\t\x12\x13\n\x0bunprotected\x18\n \x03(\t\x12\x35\n\x07members\x18\x0b \x03(\x0b\x32$.pfedsecure.v1.GetStatusReply.Member\x12\x33\n\x06rounds\x18\x0c \x03(\x0b\x32#.pfedsecure.v1.GetStatusReply.Round\x1a\x7f\n\x06Member\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06online\x18\x02 \x01(\x08\x12\x11\n\tin_cohort\x18\x03 \x01(\x08\x12\x17\n\x0fupdate_received\x18\x04 \x01(\x08\x12\x17\n\x0f\x65xpert_received\x18\x05 \x01(\x08\x12\x12\n\nlast_round\x18\x06 \x01(\x04\x1a\x86\x01\n\x05Round\x12\x0e\n\x06number\x18\x01 \x01(\x04\x12\x0f\n\x07outcome\x18\x02 \x01(\t\x12\x0e\n\x06\x63ohort\x18\x03 \x01(\r\x12\x0f\n\x07updates\x18\x04 \x01(\r\x12\x0f\n\x07seconds\x18\x05 \x01(\x01\x12\x16\n\x0e\x62ytes_received\x18\x06 \x01(\x04\x12\x12\n\nbytes_sent\x18\x07 \x01(\x04\x32Y\n\nOperations\x12K\n\tGetStatus\x12\x1f.pfedsecure.v1.GetStatusRequest\x1a\x1d.pfedsecure.v1.GetStatusReplyb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1epfedsecure/v1/operations.proto\x12\rpfedsecure.v1\"\x12\n\x10GetStatusRequest\"\xa4\x06\n\x0eGetStatusReply\x12\x12\n\nfederation\x18\x01 \x01(\t\x12\x15\n\rfederation_id\x18\x02 \x01(\t\x12\x13\n\x0bplan_digest\x18\x03 \x01(\t\x12\r\n\x05phase\x18\x04 \x01(\t\x12\r\n\x05round\x18\x05 \x01(\x04\x12\x18\n\x10rounds_completed\x18\x06 \x01(\x04\x12\x16\n\x0erounds_planned\x18\x07 \x01(\x04\x12\x14\n\x0cseconds_left\x18\x08 \x01(\x01\x12\x11\n\ttransport\x18\t \x01(\t\x12\x13\n\x0bunprotected\x18\n \x03(\t\x12\x35\n\x07members\x18\x0b \x03(\x0b\x32$.pfedsecure.v1.GetStatusReply.Member\x12\x33\n\x06rounds\x18\x0c \x03(\x0b\x32#.pfedsecure.v1.GetStatusReply.Round\x12\x13\n\x0b\x61ggregation\x18\r \x01(\t\x12\x0f\n\x07\x65xperts\x18\x0e \x01(\t\x12\x10\n\x08matching\x18\x0f \x01(\t\x12\x0c\n\x04step\x18\x10 \x01(\r\x1a\x95\x01\n\x06Member\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06online\x18\x02 \x01(\x08\x12\x11\n\tin_cohort\x18\x03 \x01(\x08\x12\x15\n\rstep_received\x18\x04 \x01(\r\x12\x17\n\x0f\x65xpert_received\x18\x05 \x01(\x08\x12\x12\n\nlast_round\x18\x06 \x01(\x04\x12\x16\n\x0e\x65xpert_reports\x18\x07 \x01(\r\x1a\xf9\x01\n\x05Round\x12\x0e\n\x06number\x18\x01 \x01(\x04\x12\x0f\n\x07outcome\x18\x02 \x01(\t\x12\x0e\n\x06\x63ohort\x18\x03 \x01(\r\x12\x0f\n\x07updates\x18\x04 \x01(\r\x12\x0f\n\x07seconds\x18\x05 \x01(\x01\x12\x16\n\x0e\x62ytes_received\x18\x06 \x01(\x04\x12\x12\n\nbytes_sent\x18\x07 \x01(\x04\x12\x41\n\x07metrics\x18\x08 \x03(\x0b\x32\x30.pfedsecure.v1.GetStatusReply.Round.MetricsEntry\x1a.\n\x0cMetricsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\x32Y\n\nOperations\x12K\n\tGetStatus\x12\x1f.pfedsecure.v1.GetStatusRequest\x1a\x1d.pfedsecure.v1.GetStatusReplyb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'pfedsecure.v1.operations_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
+  _globals['_GETSTATUSREPLY_ROUND_METRICSENTRY']._loaded_options = None
+  _globals['_GETSTATUSREPLY_ROUND_METRICSENTRY']._serialized_options = b'8\001'
   _globals['_GETSTATUSREQUEST']._serialized_start=49
   _globals['_GETSTATUSREQUEST']._serialized_end=67
   _globals['_GETSTATUSREPLY']._serialized_start=70
-  _globals['_GETSTATUSREPLY']._serialized_end=666
-  _globals['_GETSTATUSREPLY_MEMBER']._serialized_start=402
-  _globals['_GETSTATUSREPLY_MEMBER']._serialized_end=529
-  _globals['_GETSTATUSREPLY_ROUND']._serialized_start=532
-  _globals['_GETSTATUSREPLY_ROUND']._serialized_end=666
-  _globals['_OPERATIONS']._serialized_start=668
-  _globals['_OPERATIONS']._serialized_end=757
+  _globals['_GETSTATUSREPLY']._serialized_end=874
+  _globals['_GETSTATUSREPLY_MEMBER']._serialized_start=473
+  _globals['_GETSTATUSREPLY_MEMBER']._serialized_end=622
+  _globals['_GETSTATUSREPLY_ROUND']._serialized_start=625
+  _globals['_GETSTATUSREPLY_ROUND']._serialized_end=874
+  _globals['_GETSTATUSREPLY_ROUND_METRICSENTRY']._serialized_start=828
+  _globals['_GETSTATUSREPLY_ROUND_METRICSENTRY']._serialized_end=874
+  _globals['_OPERATIONS']._serialized_start=876
+  _globals['_OPERATIONS']._serialized_end=965
 # @@protoc_insertion_point(module_scope)

@@ -44,34 +44,59 @@ class GetStatusReply(_message.Message):
         NAME_FIELD_NUMBER: _builtins.int
         ONLINE_FIELD_NUMBER: _builtins.int
         IN_COHORT_FIELD_NUMBER: _builtins.int
-        UPDATE_RECEIVED_FIELD_NUMBER: _builtins.int
+        STEP_RECEIVED_FIELD_NUMBER: _builtins.int
         EXPERT_RECEIVED_FIELD_NUMBER: _builtins.int
         LAST_ROUND_FIELD_NUMBER: _builtins.int
+        EXPERT_REPORTS_FIELD_NUMBER: _builtins.int
         name: _builtins.str
         online: _builtins.bool
         in_cohort: _builtins.bool
-        update_received: _builtins.bool
+        step_received: _builtins.int
+        """Last step of the aggregation of which the member's message has arrived."""
         expert_received: _builtins.bool
         last_round: _builtins.int
+        expert_reports: _builtins.int
+        """How many peers reported an expert of the member's as unusable."""
         def __init__(
             self,
             *,
             name: _builtins.str = ...,
             online: _builtins.bool = ...,
             in_cohort: _builtins.bool = ...,
-            update_received: _builtins.bool = ...,
+            step_received: _builtins.int = ...,
             expert_received: _builtins.bool = ...,
             last_round: _builtins.int = ...,
+            expert_reports: _builtins.int = ...,
         ) -> None: ...
         _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
         def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-        _ClearFieldArgType: _TypeAlias = _typing.Literal["expert_received", b"expert_received", "in_cohort", b"in_cohort", "last_round", b"last_round", "name", b"name", "online", b"online", "update_received", b"update_received"]  # noqa: Y015
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["expert_received", b"expert_received", "expert_reports", b"expert_reports", "in_cohort", b"in_cohort", "last_round", b"last_round", "name", b"name", "online", b"online", "step_received", b"step_received"]  # noqa: Y015
         def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
         def WhichOneof(self, oneof_group: _Never) -> None: ...
 
     @_typing.final
     class Round(_message.Message):
         DESCRIPTOR: _descriptor.Descriptor
+
+        @_typing.final
+        class MetricsEntry(_message.Message):
+            DESCRIPTOR: _descriptor.Descriptor
+
+            KEY_FIELD_NUMBER: _builtins.int
+            VALUE_FIELD_NUMBER: _builtins.int
+            key: _builtins.str
+            value: _builtins.float
+            def __init__(
+                self,
+                *,
+                key: _builtins.str = ...,
+                value: _builtins.float = ...,
+            ) -> None: ...
+            _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+            def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+            _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+            def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+            def WhichOneof(self, oneof_group: _Never) -> None: ...
 
         NUMBER_FIELD_NUMBER: _builtins.int
         OUTCOME_FIELD_NUMBER: _builtins.int
@@ -80,6 +105,7 @@ class GetStatusReply(_message.Message):
         SECONDS_FIELD_NUMBER: _builtins.int
         BYTES_RECEIVED_FIELD_NUMBER: _builtins.int
         BYTES_SENT_FIELD_NUMBER: _builtins.int
+        METRICS_FIELD_NUMBER: _builtins.int
         number: _builtins.int
         outcome: _builtins.str
         cohort: _builtins.int
@@ -87,6 +113,10 @@ class GetStatusReply(_message.Message):
         seconds: _builtins.float
         bytes_received: _builtins.int
         bytes_sent: _builtins.int
+        @_builtins.property
+        def metrics(self) -> _containers.ScalarMap[_builtins.str, _builtins.float]:
+            """Means over the clients that agreed, weighted by numbers of training images; empty unless the plan asks for them."""
+
         def __init__(
             self,
             *,
@@ -97,10 +127,11 @@ class GetStatusReply(_message.Message):
             seconds: _builtins.float = ...,
             bytes_received: _builtins.int = ...,
             bytes_sent: _builtins.int = ...,
+            metrics: _abc.Mapping[_builtins.str, _builtins.float] | None = ...,
         ) -> None: ...
         _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
         def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-        _ClearFieldArgType: _TypeAlias = _typing.Literal["bytes_received", b"bytes_received", "bytes_sent", b"bytes_sent", "cohort", b"cohort", "number", b"number", "outcome", b"outcome", "seconds", b"seconds", "updates", b"updates"]  # noqa: Y015
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["bytes_received", b"bytes_received", "bytes_sent", b"bytes_sent", "cohort", b"cohort", "metrics", b"metrics", "number", b"number", "outcome", b"outcome", "seconds", b"seconds", "updates", b"updates"]  # noqa: Y015
         def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
         def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -116,6 +147,10 @@ class GetStatusReply(_message.Message):
     UNPROTECTED_FIELD_NUMBER: _builtins.int
     MEMBERS_FIELD_NUMBER: _builtins.int
     ROUNDS_FIELD_NUMBER: _builtins.int
+    AGGREGATION_FIELD_NUMBER: _builtins.int
+    EXPERTS_FIELD_NUMBER: _builtins.int
+    MATCHING_FIELD_NUMBER: _builtins.int
+    STEP_FIELD_NUMBER: _builtins.int
     federation: _builtins.str
     federation_id: _builtins.str
     plan_digest: _builtins.str
@@ -125,6 +160,12 @@ class GetStatusReply(_message.Message):
     rounds_planned: _builtins.int
     seconds_left: _builtins.float
     transport: _builtins.str
+    aggregation: _builtins.str
+    """Ways that the plan asks for."""
+    experts: _builtins.str
+    matching: _builtins.str
+    step: _builtins.int
+    """The open step of the aggregation; 0 when no round is open."""
     @_builtins.property
     def unprotected(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """One sentence for each protection that is off."""
@@ -148,10 +189,14 @@ class GetStatusReply(_message.Message):
         unprotected: _abc.Iterable[_builtins.str] | None = ...,
         members: _abc.Iterable[Global___GetStatusReply.Member] | None = ...,
         rounds: _abc.Iterable[Global___GetStatusReply.Round] | None = ...,
+        aggregation: _builtins.str = ...,
+        experts: _builtins.str = ...,
+        matching: _builtins.str = ...,
+        step: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["federation", b"federation", "federation_id", b"federation_id", "members", b"members", "phase", b"phase", "plan_digest", b"plan_digest", "round", b"round", "rounds", b"rounds", "rounds_completed", b"rounds_completed", "rounds_planned", b"rounds_planned", "seconds_left", b"seconds_left", "transport", b"transport", "unprotected", b"unprotected"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["aggregation", b"aggregation", "experts", b"experts", "federation", b"federation", "federation_id", b"federation_id", "matching", b"matching", "members", b"members", "phase", b"phase", "plan_digest", b"plan_digest", "round", b"round", "rounds", b"rounds", "rounds_completed", b"rounds_completed", "rounds_planned", b"rounds_planned", "seconds_left", b"seconds_left", "step", b"step", "transport", b"transport", "unprotected", b"unprotected"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

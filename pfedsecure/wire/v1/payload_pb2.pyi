@@ -78,6 +78,7 @@ class PayloadHeader(_message.Message):
     SIZE_FIELD_NUMBER: _builtins.int
     SHA256_FIELD_NUMBER: _builtins.int
     EXPERT_ID_FIELD_NUMBER: _builtins.int
+    STEP_FIELD_NUMBER: _builtins.int
     round: _builtins.int
     """Round that the payload belongs to."""
     size: _builtins.int
@@ -85,6 +86,8 @@ class PayloadHeader(_message.Message):
     sha256: _builtins.bytes
     expert_id: _builtins.str
     """Which expert this is, when experts are fetched; empty otherwise."""
+    step: _builtins.int
+    """Step of the aggregation that the payload belongs to; 0 otherwise."""
     def __init__(
         self,
         *,
@@ -92,10 +95,11 @@ class PayloadHeader(_message.Message):
         size: _builtins.int = ...,
         sha256: _builtins.bytes = ...,
         expert_id: _builtins.str = ...,
+        step: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["expert_id", b"expert_id", "round", b"round", "sha256", b"sha256", "size", b"size"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["expert_id", b"expert_id", "round", b"round", "sha256", b"sha256", "size", b"size", "step", b"step"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -138,7 +142,7 @@ class Publication(_message.Message):
     EXPERT_FIELD_NUMBER: _builtins.int
     SKETCH_FIELD_NUMBER: _builtins.int
     expert: _builtins.bytes
-    """The expert itself; opaque to the server once experts are sealed."""
+    """A serialised SealedExpert or PlainExpert, as the plan says."""
     sketch: _builtins.bytes
     """What matching compares; its meaning is the matching mode's."""
     def __init__(
@@ -154,28 +158,6 @@ class Publication(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Publication: _TypeAlias = Publication  # noqa: Y015
-
-@_typing.final
-class PlainExpert(_message.Message):
-    DESCRIPTOR: _descriptor.Descriptor
-
-    CONTEXT_FIELD_NUMBER: _builtins.int
-    @_builtins.property
-    def context(self) -> Global___Tensor:
-        """ctx, shape (n, d)."""
-
-    def __init__(
-        self,
-        *,
-        context: Global___Tensor | None = ...,
-    ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["context", b"context"]  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["context", b"context"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
-
-Global___PlainExpert: _TypeAlias = PlainExpert  # noqa: Y015
 
 @_typing.final
 class PlainSketch(_message.Message):

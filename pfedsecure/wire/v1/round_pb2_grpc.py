@@ -51,13 +51,23 @@ class RoundStub:
                 request_serializer=pfedsecure_dot_v1_dot_round__pb2.GetExpertsRequest.SerializeToString,
                 response_deserializer=pfedsecure_dot_v1_dot_payload__pb2.PayloadChunk.FromString,
                 _registered_method=True)
-        self.SubmitUpdate = channel.stream_unary(
-                '/pfedsecure.v1.Round/SubmitUpdate',
-                request_serializer=pfedsecure_dot_v1_dot_payload__pb2.PayloadChunk.SerializeToString,
-                response_deserializer=pfedsecure_dot_v1_dot_round__pb2.Receipt.FromString,
+        self.ReportExpert = channel.unary_unary(
+                '/pfedsecure.v1.Round/ReportExpert',
+                request_serializer=pfedsecure_dot_v1_dot_round__pb2.ReportExpertRequest.SerializeToString,
+                response_deserializer=pfedsecure_dot_v1_dot_round__pb2.ReportExpertReply.FromString,
                 _registered_method=True)
         self.PublishExpert = channel.stream_unary(
                 '/pfedsecure.v1.Round/PublishExpert',
+                request_serializer=pfedsecure_dot_v1_dot_payload__pb2.PayloadChunk.SerializeToString,
+                response_deserializer=pfedsecure_dot_v1_dot_round__pb2.Receipt.FromString,
+                _registered_method=True)
+        self.GetStepRequest = channel.unary_stream(
+                '/pfedsecure.v1.Round/GetStepRequest',
+                request_serializer=pfedsecure_dot_v1_dot_round__pb2.StepRequest.SerializeToString,
+                response_deserializer=pfedsecure_dot_v1_dot_payload__pb2.PayloadChunk.FromString,
+                _registered_method=True)
+        self.SubmitStep = channel.stream_unary(
+                '/pfedsecure.v1.Round/SubmitStep',
                 request_serializer=pfedsecure_dot_v1_dot_payload__pb2.PayloadChunk.SerializeToString,
                 response_deserializer=pfedsecure_dot_v1_dot_round__pb2.Receipt.FromString,
                 _registered_method=True)
@@ -88,14 +98,30 @@ class RoundServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
-    def SubmitUpdate(self, request_iterator, context):
-        """Missing associated documentation comment in .proto file."""
+    def ReportExpert(self, request, context):
+        """An expert that was fetched cannot be used: for the operator to look into. Nothing of it is told.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def PublishExpert(self, request_iterator, context):
-        """Payload: a serialised Publication. Peers see it from the next round on.
+        """Payload: a serialised Publication. Peers see it from the next round on; one for a closed round replaces, at once,
+        the caller's expert that is sealed with an older cohort secret.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetStepRequest(self, request, context):
+        """What the caller needs for a step of the aggregation after the first, in the form of the way of aggregating.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def SubmitStep(self, request_iterator, context):
+        """The caller's message of the open step.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -119,13 +145,23 @@ def add_RoundServicer_to_server(servicer, server):
                     request_deserializer=pfedsecure_dot_v1_dot_round__pb2.GetExpertsRequest.FromString,
                     response_serializer=pfedsecure_dot_v1_dot_payload__pb2.PayloadChunk.SerializeToString,
             ),
-            'SubmitUpdate': grpc.stream_unary_rpc_method_handler(
-                    servicer.SubmitUpdate,
-                    request_deserializer=pfedsecure_dot_v1_dot_payload__pb2.PayloadChunk.FromString,
-                    response_serializer=pfedsecure_dot_v1_dot_round__pb2.Receipt.SerializeToString,
+            'ReportExpert': grpc.unary_unary_rpc_method_handler(
+                    servicer.ReportExpert,
+                    request_deserializer=pfedsecure_dot_v1_dot_round__pb2.ReportExpertRequest.FromString,
+                    response_serializer=pfedsecure_dot_v1_dot_round__pb2.ReportExpertReply.SerializeToString,
             ),
             'PublishExpert': grpc.stream_unary_rpc_method_handler(
                     servicer.PublishExpert,
+                    request_deserializer=pfedsecure_dot_v1_dot_payload__pb2.PayloadChunk.FromString,
+                    response_serializer=pfedsecure_dot_v1_dot_round__pb2.Receipt.SerializeToString,
+            ),
+            'GetStepRequest': grpc.unary_stream_rpc_method_handler(
+                    servicer.GetStepRequest,
+                    request_deserializer=pfedsecure_dot_v1_dot_round__pb2.StepRequest.FromString,
+                    response_serializer=pfedsecure_dot_v1_dot_payload__pb2.PayloadChunk.SerializeToString,
+            ),
+            'SubmitStep': grpc.stream_unary_rpc_method_handler(
+                    servicer.SubmitStep,
                     request_deserializer=pfedsecure_dot_v1_dot_payload__pb2.PayloadChunk.FromString,
                     response_serializer=pfedsecure_dot_v1_dot_round__pb2.Receipt.SerializeToString,
             ),
@@ -223,7 +259,7 @@ class Round:
             _registered_method=True)
 
     @staticmethod
-    def SubmitUpdate(request_iterator,
+    def ReportExpert(request,
             target,
             options=(),
             channel_credentials=None,
@@ -233,12 +269,12 @@ class Round:
             wait_for_ready=None,
             timeout=None,
             metadata=None):
-        return grpc.experimental.stream_unary(
-            request_iterator,
+        return grpc.experimental.unary_unary(
+            request,
             target,
-            '/pfedsecure.v1.Round/SubmitUpdate',
-            pfedsecure_dot_v1_dot_payload__pb2.PayloadChunk.SerializeToString,
-            pfedsecure_dot_v1_dot_round__pb2.Receipt.FromString,
+            '/pfedsecure.v1.Round/ReportExpert',
+            pfedsecure_dot_v1_dot_round__pb2.ReportExpertRequest.SerializeToString,
+            pfedsecure_dot_v1_dot_round__pb2.ReportExpertReply.FromString,
             options,
             channel_credentials,
             insecure,
@@ -264,6 +300,60 @@ class Round:
             request_iterator,
             target,
             '/pfedsecure.v1.Round/PublishExpert',
+            pfedsecure_dot_v1_dot_payload__pb2.PayloadChunk.SerializeToString,
+            pfedsecure_dot_v1_dot_round__pb2.Receipt.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetStepRequest(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/pfedsecure.v1.Round/GetStepRequest',
+            pfedsecure_dot_v1_dot_round__pb2.StepRequest.SerializeToString,
+            pfedsecure_dot_v1_dot_payload__pb2.PayloadChunk.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SubmitStep(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_unary(
+            request_iterator,
+            target,
+            '/pfedsecure.v1.Round/SubmitStep',
             pfedsecure_dot_v1_dot_payload__pb2.PayloadChunk.SerializeToString,
             pfedsecure_dot_v1_dot_round__pb2.Receipt.FromString,
             options,

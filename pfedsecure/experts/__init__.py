@@ -1,0 +1,1 @@
+"""How the prompts that clients lend each other travel. Imports no torch."""

@@ -1,0 +1,80 @@
+"""An upload has the server's answer, also where the server refuses it before it was sent to the end."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from functools import partial
+from typing import Any
+
+import grpc
+import grpc.aio
+import pytest
+
+from pfedsecure.errors import MessageRejected
+from pfedsecure.wire.payloads import Payload
+from pfedsecure.wire.status import abort
+from pfedsecure.wire.upload import ATTEMPTS, upload
+from pfedsecure.wire.v1.payload_pb2 import PayloadChunk
+
+LARGE = Payload(1, bytes(2**22))
+AT_ONCE, TIMES = 32, 4
+"""Of as many uploads, a fifth lose their answer when nothing is done about it."""
+
+
+class Refusing(grpc.GenericRpcHandler):
+    """Refuses every upload at its first chunk, without reading the others."""
+
+    def service(self, _details: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler:
+        async def behaviour(chunks: AsyncIterator[bytes], context: Any) -> bytes:
+            await anext(aiter(chunks))
+            await abort(context, MessageRejected("too large"))
+
+        return grpc.stream_unary_rpc_method_handler(behaviour)
+
+
+@asynccontextmanager
+async def refusing() -> AsyncIterator[grpc.aio.StreamUnaryMultiCallable[PayloadChunk, bytes]]:
+    server = grpc.aio.server()
+    server.add_generic_rpc_handlers((Refusing(),))
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    try:
+        async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+            yield channel.stream_unary("/test/Upload", request_serializer=PayloadChunk.SerializeToString)
+    finally:
+        await server.stop(None)
+
+
+async def test_the_refusal_arrives_however_the_writes_race_with_it() -> None:
+    async def answer() -> str | None:
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await upload(method, LARGE)
+        return caught.value.details()
+
+    async with refusing() as method:
+        for _ in range(TIMES):
+            assert await asyncio.gather(*(answer() for _ in range(AT_ONCE))) == ["too large"] * AT_ONCE
+
+
+@pytest.mark.parametrize(
+    ("code", "details", "calls"),
+    [
+        (grpc.StatusCode.INTERNAL, "Internal error from Core", ATTEMPTS),
+        (grpc.StatusCode.INTERNAL, "the server's own", 1),
+        (grpc.StatusCode.UNAVAILABLE, "Internal error from Core", 1),
+    ],
+)
+async def test_only_a_lost_answer_is_asked_for_again_and_not_for_ever(
+    code: grpc.StatusCode, details: str, calls: int
+) -> None:
+    made = []
+
+    async def failing(chunks: Iterator[PayloadChunk], *, number: int) -> bytes:
+        made.append(b"".join(chunk.data for chunk in chunks))
+        raise grpc.aio.AioRpcError(code, grpc.aio.Metadata(), grpc.aio.Metadata(), details, "debug")
+
+    with pytest.raises(grpc.aio.AioRpcError):
+        await upload(partial(failing, number=1), Payload(1, b"content"))
+    assert made == [b"content"] * calls
