@@ -13,9 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pfedsecure.errors import MessageRejected
+from pfedsecure.matching.candidates import Candidate, read_candidates, write_candidates
 from pfedsecure.matching.interface import PoolEntry
-from pfedsecure.matching.plain import read_candidates
-from pfedsecure.wire.v1.payload_pb2 import PlainMatchAnswer
 
 
 class LotClientMatching:
@@ -28,7 +27,7 @@ class LotClientMatching:
         return b""
 
     def rank(self, answer: bytes, k: int) -> list[str]:
-        return read_candidates(answer)[:k]
+        return [candidate.expert_id for candidate in read_candidates(answer)[:k]]
 
 
 class LotServerMatching:
@@ -56,10 +55,8 @@ class LotMatchIndex:
         others = [entry for entry in self._pool if entry.owner != asker]
         name_seed = int.from_bytes(hashlib.sha256(asker.encode()).digest()[:8], "big")
         generator = np.random.default_rng([self._seed, round_number, name_seed])
-        answer = PlainMatchAnswer()
-        for row in generator.permutation(len(others))[:k]:
-            answer.candidates.add(expert_id=others[row].expert_id)
-        return answer.SerializeToString(deterministic=True)
+        drawn = generator.permutation(len(others))[:k]
+        return write_candidates(Candidate(others[row].expert_id, None) for row in drawn)
 
 
 def _require_empty(content: bytes, what: str) -> None:

@@ -13,9 +13,10 @@ from google.protobuf.message import DecodeError
 from numpy.typing import NDArray
 
 from pfedsecure.errors import MessageRejected
+from pfedsecure.matching.candidates import Candidate, read_candidates, write_candidates
 from pfedsecure.matching.interface import PoolEntry
 from pfedsecure.wire.tensors import check_norm, from_tensor, to_tensor
-from pfedsecure.wire.v1.payload_pb2 import PlainMatchAnswer, PlainSketch
+from pfedsecure.wire.v1.payload_pb2 import PlainSketch
 
 
 class PlainClientMatching:
@@ -28,7 +29,7 @@ class PlainClientMatching:
         return self.sketch(context)
 
     def rank(self, answer: bytes, k: int) -> list[str]:
-        return read_candidates(answer)[:k]
+        return [candidate.expert_id for candidate in read_candidates(answer)[:k]]
 
 
 class PlainServerMatching:
@@ -58,28 +59,17 @@ class PlainMatchIndex:
 
     def answer(self, query: bytes, k: int, asker: str, round_number: int) -> bytes:
         vector = read_sketch(query, self._size)
-        answer = PlainMatchAnswer()
-        if self._pool and k:
-            # One more than asked for: the asker's own expert may be among the nearest.
-            squared, rows = self._index.search(vector[None], min(k + 1, len(self._pool)))
-            others = [
-                (float(distance), self._pool[row])
-                for distance, row in zip(squared[0], rows[0], strict=True)
-                # FAISS fills up with row -1 where distances are not finite numbers.
-                if row >= 0 and self._pool[row].owner != asker
-            ]
-            for distance, entry in others[:k]:
-                answer.candidates.add(expert_id=entry.expert_id, distance=max(distance, 0.0) ** 0.5)
-        return answer.SerializeToString(deterministic=True)
-
-
-def read_candidates(answer: bytes) -> list[str]:
-    """The ids in a PlainMatchAnswer, best first. Raises MessageRejected."""
-    try:
-        message = PlainMatchAnswer.FromString(answer)
-    except DecodeError:
-        raise MessageRejected("the server's match answer is not a PlainMatchAnswer") from None
-    return [candidate.expert_id for candidate in message.candidates]
+        if not self._pool or not k:
+            return write_candidates([])
+        # One more than asked for: the asker's own expert may be among the nearest.
+        squared, rows = self._index.search(vector[None], min(k + 1, len(self._pool)))
+        others = [
+            Candidate(self._pool[row].expert_id, max(float(distance), 0.0) ** 0.5)
+            for distance, row in zip(squared[0], rows[0], strict=True)
+            # FAISS fills up with row -1 where distances are not finite numbers.
+            if row >= 0 and self._pool[row].owner != asker
+        ]
+        return write_candidates(others[:k])
 
 
 def read_sketch(sketch: bytes, size: int) -> NDArray[np.float32]:
