@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 BENCHMARKS = {
+    "experts": "Whose experts to borrow, how many, in which form, against the gate alone",
     "federation": "pFedMoAP against its baselines on photographs, 10 to 20 clients",
     "secagg": "Secure aggregation: what it costs a client and the server, beside Flower's SecAgg+ and CKKS",
 }

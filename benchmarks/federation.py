@@ -9,12 +9,10 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
-import sys
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
-from functools import cache
 from pathlib import Path
 from statistics import fmean, stdev
 
@@ -24,16 +22,11 @@ import torch
 from pfed_cli.methods import Method, plan_of
 from pfed_cli.scoring import score
 from pfed_cli.simulation import SimulationResult, simulate
-from pfedsecure.clip.backbone import Backbone, load_backbone
-from pfedsecure.clip.features import FeatureSet, image_features
-from pfedsecure.data import ImageSet
-from pfedsecure.errors import BackboneError
 from pfedsecure.plan import BackbonePlan, MixturePlan, Plan, PromptPlan, ProtectionPlan, RoundsPlan, TrainingPlan
 
-from .allocator import keep_freed_memory
 from .contract import Bar, Outcome, benchmark
 from .photo_clients import PHOTO_SETS, Share, clients_of
-from .photos import open_photos
+from .photo_features import Sources, model_name, photo_backbone, photo_features
 
 ROUNDS = 10
 SEEDS = (1, 2, 3)
@@ -42,15 +35,6 @@ QUICK_SETS = ("office_caltech10",)
 
 COMPARED = {Method.PROMPTFL: 0.0, Method.LOCAL: 0.0, Method.GATE_ONLY: None}
 """What pFedMoAP is compared with, and the limit of that bar in points."""
-
-
-@dataclass(frozen=True)
-class Sources:
-    """Where photographs and backbone come from, and where what is made of them is kept."""
-
-    data: Path
-    backbone_dir: Path
-    cache: Path
 
 
 @dataclass(frozen=True)
@@ -123,11 +107,11 @@ def command(*, quick: bool, data: Path, backbone_dir: Path | None, cache_dir: Pa
     seeds = SEEDS[:1] if quick else SEEDS
     rounds = QUICK_ROUNDS if quick else ROUNDS
     for name in names:
-        _features(name, sources, quiet=False)
+        photo_features(name, sources, quiet=False)
     tasks = [Task(name, seed, method, rounds) for name in names for seed in seeds for method in Method]
     done = dict(_measure_all(tasks, sources, jobs or len(os.sched_getaffinity(0))))
     scores = [done[task] for task in tasks]
-    plan = make_plan(("any", "other"), 1, tasks[-1], _model_name(sources.backbone_dir))
+    plan = make_plan(("any", "other"), 1, tasks[-1], model_name(sources.backbone_dir))
     return Outcome(
         params={
             "quick": quick,
@@ -138,7 +122,7 @@ def command(*, quick: bool, data: Path, backbone_dir: Path | None, cache_dir: Pa
             "mixture": plan.mixture.model_dump(by_alias=True),
             "training": plan.training.model_dump(),
             "backbone": plan.backbone.model,
-            "backbone_digest": _backbone(sources.backbone_dir).digest,
+            "backbone_digest": photo_backbone(sources.backbone_dir).digest,
         },
         rows=[asdict(row) for row in scores],
         bars=bars(scores),
@@ -185,11 +169,11 @@ def _start_worker() -> None:
 def measure(task: Task, sources: Sources) -> Score:
     """Carry out a task."""
     started = time.monotonic()
-    images, features = _features(task.data_set, sources)
-    backbone = _backbone(sources.backbone_dir)
+    images, features = photo_features(task.data_set, sources)
+    backbone = photo_backbone(sources.backbone_dir)
     shares = PHOTO_SETS[task.data_set](images, task.seed)
     clients = clients_of(shares, features)
-    plan = make_plan(images.class_names, len(clients), task, _model_name(sources.backbone_dir))
+    plan = make_plan(images.class_names, len(clients), task, model_name(sources.backbone_dir))
     own_domain = None
     if plan.n_experts:
         result = simulate(plan, clients, backbone)
@@ -218,37 +202,3 @@ def own_domain_share(result: SimulationResult, shares: Sequence[Share]) -> float
         for lender in lenders
     ]
     return fmean(own) if own and None not in domain.values() else None
-
-
-@cache
-def _features(name: str, sources: Sources, quiet: bool = True) -> tuple[ImageSet, FeatureSet]:
-    """The image set `name` and the features of all its images, computed if they are not in the cache."""
-    images = open_photos(name, sources.data, sources.cache / "photos")
-    backbone = _backbone(sources.backbone_dir)
-    keep_freed_memory()
-    with click.progressbar(length=len(images), label=f"features of {name}", file=sys.stderr, hidden=quiet) as bar:
-        features = image_features(
-            backbone,
-            images,
-            cache_dir=sources.cache / "features",
-            on_progress=lambda done, _total: bar.update(done - bar.pos),
-        )
-    return images, features
-
-
-@cache
-def _backbone(folder: Path) -> Backbone:
-    model = _model_name(folder)
-    return load_backbone(model, str(folder / f"{model}.safetensors"), config_dir=folder)
-
-
-def _model_name(folder: Path) -> str:
-    """The one model of which `folder` has configuration and weights. Raises BackboneError."""
-    models = [file.stem for file in sorted(folder.glob("*.json")) if file.with_suffix(".safetensors").is_file()]
-    if len(models) != 1:
-        found = ", ".join(models) or "none"
-        raise BackboneError(
-            f"{folder}: must hold MODEL.json and MODEL.safetensors of one model (found: {found}); "
-            "give such a folder with --backbone-dir"
-        )
-    return models[0]

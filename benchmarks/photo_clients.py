@@ -34,19 +34,19 @@ class Share:
     test: Indices
 
 
-def by_domain_and_class(images: ImageSet, seed: int) -> list[Share]:
-    """Domain x Dirichlet: five clients for each domain, labels skewed inside it, half of the images for training."""
+def by_domain_and_class(
+    images: ImageSet, seed: int, beta: float = DIRICHLET_BETA, clients_per_domain: int = CLIENTS_PER_DOMAIN
+) -> list[Share]:
+    """Domain x Dirichlet: as many clients for each domain, labels skewed inside it, half of the images for training."""
     if images.domains is None:
         raise DataError("a multi-domain data set must be a tree DOMAIN/CLASS/IMAGE; unpack the archive and look")
-    parts = domain_dirichlet(
-        images.labels, images.domains, CLIENTS_PER_DOMAIN, DIRICHLET_BETA, seed, minimum=MINIMUM_IMAGES
-    )
+    parts = domain_dirichlet(images.labels, images.domains, clients_per_domain, beta, seed, minimum=MINIMUM_IMAGES)
     shares = []
     for number, indices in enumerate(parts):
         domain = images.domains[indices[0]]
         train, test = train_test_split(images.labels[indices], TEST_FRACTION, seed)
         shares.append(
-            Share(f"{domain}-{number % CLIENTS_PER_DOMAIN + 1}", domain, train=indices[train], test=indices[test])
+            Share(f"{domain}-{number % clients_per_domain + 1}", domain, train=indices[train], test=indices[test])
         )
     return shares
 

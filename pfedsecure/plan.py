@@ -52,6 +52,9 @@ class PromptPlan(_Section):
 class MixturePlan(_Section):
     """The gate over local prompt and experts. Symbols as in the paper: K, g, lambda."""
 
+    form: Literal["paper", "ensemble"] = "paper"
+    """`paper`: the own gate attends to the experts' prompts. `ensemble`: experts are whole classifiers, prompt and what
+    their authors' gates make of it, and half of a prediction is the mean of theirs."""
     experts: Annotated[int, Field(ge=0, le=256)] = 9
     gate_width: Annotated[int, Field(ge=1)] = 128
     gate_heads: Annotated[int, Field(ge=1)] = 8
@@ -197,6 +200,10 @@ class Plan(_Section):
         if self.n_experts and self.protection.matching == "plain":
             sentences.append("matching = plain: the server sees every prompt that experts are matched on")
         sentences.append("no differential privacy: prompts may reveal training examples to the peers that borrow them")
+        if self.n_experts and self.mixture.form == "ensemble":
+            sentences.append(
+                "form = ensemble: peers also see what the gate learned, such as which classes its author has"
+            )
         return tuple(sentences)
 
     @classmethod

@@ -17,6 +17,7 @@ from pfed_client.local_model import Array
 from pfed_client.receipts import check_receipt
 from pfedsecure.errors import MessageRejected
 from pfedsecure.experts.interface import ClientExperts
+from pfedsecure.experts.lent import lent_shape
 from pfedsecure.matching.factory import client_matching
 from pfedsecure.plan import Plan
 from pfedsecure.wire.api import FederationApi
@@ -38,7 +39,10 @@ class GlobalPrompt:
 
 @dataclass(frozen=True)
 class Download:
-    """What a round starts from: the global prompt and `experts (K', n, d)`, K' <= K; bytes of payload."""
+    """What a round starts from: the global prompt and `experts (K', n, d)`, K' <= K; bytes of payload.
+
+    In an ensemble experts have more rows, as `pfedsecure.experts.lent` has it.
+    """
 
     prompt: GlobalPrompt
     experts: Array
@@ -55,6 +59,7 @@ class Exchange:
         self._initial = initial
         self._max_norm = plan.prompt.max_norm
         self._shape: tuple[int, int] = (initial.shape[0], initial.shape[1])
+        self._lent_shape = lent_shape(plan, self._shape)
         self._experts = experts
         self._matching = client_matching(plan)
 
@@ -71,7 +76,7 @@ class Exchange:
         """
         prompt = await self.global_prompt(round_number)
         if not self._n_experts:
-            return Download(prompt, np.zeros((0, *self._shape), np.float32), 0, prompt.size)
+            return Download(prompt, np.zeros((0, *self._lent_shape), np.float32), 0, prompt.size)
         query = self._matching.query(prompt.start if own is None else own)
         reply = await self._api.match(rnd.MatchRequest(round=round_number, query=query, experts=self._n_experts))
         ids = self._matching.rank(reply.answer, self._n_experts)
@@ -83,7 +88,7 @@ class Exchange:
         experts = [await self._expert(key, contents[key], round_number) for key in ids]
         return Download(
             prompt,
-            np.array([expert for expert in experts if expert is not None], np.float32).reshape(-1, *self._shape),
+            np.array([expert for expert in experts if expert is not None], np.float32).reshape(-1, *self._lent_shape),
             bytes_up=len(query),
             bytes_down=prompt.size + len(reply.answer) + sum(len(content) for content in contents.values()),
         )
@@ -93,16 +98,19 @@ class Exchange:
         norm = float(np.linalg.norm(context.astype(np.float64)))
         return context if norm <= self._max_norm else (context * (self._max_norm / norm)).astype(np.float32)
 
-    def publication(self, context: Array, round_number: int) -> bytes:
-        """What peers get of `context (n, d)` trained in a round: always the same bytes for the same."""
+    def publication(self, lent: Array, round_number: int) -> bytes:
+        """What peers get of the context `(n, d)` trained in a round, in an ensemble with the gate's output behind it.
+
+        Always the same bytes for the same. Peers are matched by the context alone.
+        """
         message = payload.Publication(
-            expert=self._experts.pack(context, round_number), sketch=self._matching.sketch(context)
+            expert=self._experts.pack(lent, round_number), sketch=self._matching.sketch(lent[: self._shape[0]])
         )
         return message.SerializeToString(deterministic=True)
 
-    async def publish(self, context: Array, round_number: int) -> int:
+    async def publish(self, lent: Array, round_number: int) -> int:
         """Send the expert of a round; returns its bytes. Raises MessageRejected, also for a wrong receipt."""
-        publication = self.publication(context, round_number)
+        publication = self.publication(lent, round_number)
         check_receipt(await self._api.publish_expert(round_number, publication), publication)
         return len(publication)
 

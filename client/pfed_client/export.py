@@ -1,8 +1,9 @@
 """A client's model as one safetensors file that other programs can read.
 
-Tensors: `context (n, d)`, `experts (K, n, d)`, and the gate's parameters as `gate.NAME`. Metadata: `class_names` (JSON
-list), `plan` (JSON), `backbone`, `pretrained` and `text_digest` of the frozen model, `trained_round`, `n_train`,
-`format`, and `sha256` over all of it. The file holds the private gate: it is for the client's own organisation.
+Tensors: `context (n, d)`, `experts (K, n, d)` (in an ensemble with more rows), and the gate's parameters as
+`gate.NAME`. Metadata: `class_names` (JSON list), `plan` (JSON), `backbone`, `pretrained` and `text_digest` of the
+frozen model, `trained_round`, `n_train`, `format`, and `sha256` over all of it. The file holds the private gate: it is
+for the client's own organisation.
 """
 
 from __future__ import annotations

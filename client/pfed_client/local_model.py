@@ -33,9 +33,10 @@ class LocalModel:
     """A client's model after its newest round.
 
     `context (n, d)`; `gate` maps parameter names to arrays (empty without a gate); `experts (K', n, d)` with K' <= K,
-    in the order in which the gate saw them; `trained_round` is 0 before the first, and so is `n_train`, the number of
-    images that it was trained on in that round. `start_digest`: SHA-256, in hex, of the global prompt that the round
-    started from, as it came; empty before the first round.
+    in the order in which the gate saw them, in an ensemble `(K', n + r, d)` as `pfedsecure.experts.lent` has it.
+    `trained_round` is 0 before the first, and so is `n_train`, the number of images that it was trained on in that
+    round. `start_digest`: SHA-256, in hex, of the global prompt that the round started from, as it came; empty before
+    the first round.
     """
 
     context: Array
@@ -60,7 +61,7 @@ class LocalModel:
             if value.dtype != np.float32 or not np.isfinite(value).all():
                 raise ValueError(f"{key} is not of finite float32")
         context, experts = tensors["context"], tensors["experts"]
-        if context.ndim != 2 or experts.ndim != 3 or experts.shape[1:] != context.shape:
+        if context.ndim != 2 or experts.ndim != 3 or experts.shape[2] != context.shape[1]:
             raise ValueError(f"context {context.shape} and experts {experts.shape} do not fit")
         for what, number in (("trained_round", trained_round), ("n_train", n_train)):
             if type(number) is not int or number < 0:

@@ -152,7 +152,7 @@ class Session:
             return
         self._sealed_again.add(attempt)
         try:
-            await self._exchange.publish(self._exchange.bounded(model.context), model.trained_round)
+            await self._exchange.publish(self._exchange.bounded(await self._training.lent()), model.trained_round)
         except MessageRejected as refused:
             _logger.warning("%s; the expert stays sealed with the older secret until the next round", refused)
 
@@ -187,7 +187,7 @@ class Session:
         if not await self._training.train(number, over):
             return False
         if self._plan.n_experts and not view.expert_received:
-            sent = await self._exchange.publish(self._exchange.bounded(self._training.model.context), number)
+            sent = await self._exchange.publish(self._exchange.bounded(await self._training.lent()), number)
             self._confirmed_experts.add(number)
             self._count(number, sent, 0)
         return True

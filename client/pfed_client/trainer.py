@@ -20,6 +20,8 @@ from torch import Tensor
 from pfed_client.local_model import Array, LocalModel
 from pfedsecure.clip.backbone import Backbone
 from pfedsecure.clip.features import FeatureSet
+from pfedsecure.experts.lent import contexts, gate_outputs, lend, lent_shape
+from pfedsecure.moe.ensemble import EnsembleModel
 from pfedsecure.moe.gate import Gate
 from pfedsecure.moe.mixture import MixtureModel, PromptModel, pool
 from pfedsecure.plan import Plan, TrainingPlan
@@ -45,6 +47,9 @@ class Trainer:
     `name` seeds what is random (gate, order of batches) together with the plan's seed. Raises PlanError when the gate's
     width does not fit the backbone.
     """
+
+    paper_mixture: type[MixtureModel] = MixtureModel
+    """What the form `paper` makes of gate and experts; benchmarks try others by overriding it."""
 
     def __init__(self, plan: Plan, backbone: Backbone, train: FeatureSet, test: FeatureSet, *, name: str) -> None:
         self._plan = plan
@@ -76,7 +81,8 @@ class Trainer:
             seed = derive_seed(self._plan.seed, self._name, "gate")
             gate = _arrays(self._gate(torch.Generator().manual_seed(seed)))
         start = self.initial_context()
-        return LocalModel(context=start, gate=gate, experts=np.zeros((0, *start.shape), np.float32), trained_round=0)
+        shape = lent_shape(self._plan, (start.shape[0], start.shape[1]))
+        return LocalModel(context=start, gate=gate, experts=np.zeros((0, *shape), np.float32), trained_round=0)
 
     def train_round(
         self,
@@ -88,6 +94,7 @@ class Trainer:
     ) -> tuple[LocalModel, RoundReport]:
         """Train from the context `start (n, d)` and the client's own gate, with frozen `experts (K', n, d)`.
 
+        In an ensemble experts are `(K', n + r, d)` and only kept for predictions.
         Returns a new model; `model` is not changed. `on_step(step, steps, loss)` is called after every step.
         """
         training = self._plan.training
@@ -127,6 +134,13 @@ class Trainer:
         )
         return trained, report
 
+    def lent(self, model: LocalModel) -> Array:
+        """What peers get of `model`: its context `(n, d)`, in an ensemble with its gate's output, `(n + r, d)`."""
+        network = self._network(model)
+        if not isinstance(network, EnsembleModel):
+            return model.context
+        return lend(self._plan, model.context, network.gate_output().cpu().numpy())
+
     def evaluate(self, model: LocalModel) -> float:
         """Accuracy in [0, 1] on the client's own test images, over all classes of the plan."""
         return self._accuracy(self._network(model))
@@ -134,7 +148,7 @@ class Trainer:
     @torch.no_grad()
     def predict(self, model: LocalModel, features: Tensor) -> Tensor:
         """Class probabilities `(B, C)` of normalised image features `(B, D)`."""
-        probabilities: Tensor = self._network(model)(features.to(self._backbone.device)).softmax(dim=1)
+        probabilities: Tensor = self._network(model).predict(features.to(self._backbone.device)).softmax(dim=1)
         return probabilities.cpu()
 
     def explain(self, model: LocalModel, features: Tensor) -> Tensor | None:
@@ -155,7 +169,7 @@ class Trainer:
 
     @torch.no_grad()
     def _accuracy(self, network: PromptModel) -> float:
-        predicted = network(self._test.features).argmax(dim=1)
+        predicted = network.predict(self._test.features).argmax(dim=1)
         return float((predicted == self._test.labels).double().mean())
 
     def _gate(self, generator: torch.Generator | None = None) -> Gate:
@@ -166,15 +180,21 @@ class Trainer:
         tower, device = self._backbone.tower, self._backbone.device
         context = torch.from_numpy(model.context).to(device)
         # With no expert yet the gate has nothing to choose from and would learn to be without: the prompt works alone.
-        # A plan with K = 0 means the gate alone, over the local prompt.
-        waits_for_experts = self._plan.n_experts > 0 and len(model.experts) == 0
+        # A plan with K = 0 means the gate alone, over the local prompt, and an ensemble trains every gate alone.
+        ensemble = self._plan.mixture.form == "ensemble"
+        waits_for_experts = self._plan.n_experts > 0 and len(model.experts) == 0 and not ensemble
         if not self.has_gate or waits_for_experts:
             return PromptModel(tower, self._classes, context, self._backbone.logit_scale)
         gate = self._gate()
         gate.load_state_dict({key: torch.from_numpy(value) for key, value in model.gate.items()})
         with torch.no_grad():
-            expert_features = tower(torch.from_numpy(model.experts).to(device), self._classes)
-        return MixtureModel(
+            expert_contexts = torch.from_numpy(np.ascontiguousarray(contexts(self._plan, model.experts))).to(device)
+            expert_features = tower(expert_contexts, self._classes)
+        mixture: Callable[..., MixtureModel] = self.paper_mixture
+        if ensemble:
+            outputs = torch.from_numpy(np.ascontiguousarray(gate_outputs(self._plan, model.experts))).to(device)
+            mixture = partial(EnsembleModel, gate_outputs=outputs)
+        return mixture(
             tower,
             self._classes,
             context,

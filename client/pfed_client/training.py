@@ -52,6 +52,8 @@ class RoundTrainer(Protocol):
         on_step: Callable[[int, int, float], None] | None = None,
     ) -> tuple[LocalModel, Report]: ...
 
+    def lent(self, model: LocalModel) -> Array: ...
+
     def evaluate(self, model: LocalModel) -> float: ...
 
 
@@ -139,6 +141,11 @@ class Training:
         """Make the newest global prompt the context of `model`. Raises MessageRejected."""
         newest = await self._exchange.global_prompt(0)
         self._keep(replace(self._model, context=newest.start))
+
+    async def lent(self) -> Array:
+        """What peers get of `model`."""
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._executor, self._trainer.lent, self._model)
 
     async def evaluate(self) -> float:
         """Accuracy of `model` on the own test images, in [0, 1]."""

@@ -7,6 +7,7 @@ from functools import partial
 
 from pfedsecure.errors import ProtectionUnavailable
 from pfedsecure.experts.interface import ClientExperts, Seen, ServerExperts
+from pfedsecure.experts.lent import lent_shape
 from pfedsecure.experts.plain import PlainExperts
 from pfedsecure.experts.sealed import Belonging, SealedExperts, SealedServerExperts
 from pfedsecure.pki.author import Author
@@ -23,6 +24,7 @@ def client_experts(
     Raises ProtectionUnavailable without the identity that sealing takes, IdentityError when its folder lacks the author
     certificate or the cohort's secret.
     """
+    shape = lent_shape(plan, shape)
     if not plan.sealed_experts:
         return PlainExperts(shape, plan.prompt.max_norm)
     if identity is None:
@@ -39,4 +41,5 @@ def client_experts(
 
 def server_experts(plan: Plan, shape: tuple[int, int]) -> ServerExperts:
     """The server's side for contexts of `shape (n, d)`."""
+    shape = lent_shape(plan, shape)
     return SealedServerExperts(shape) if plan.sealed_experts else PlainExperts(shape, plan.prompt.max_norm)

@@ -47,6 +47,11 @@ class PromptModel(nn.Module):
         """Logits `(B, C)` of normalised image features `(B, D)`."""
         return self.logit_scale * features @ self.text_features().T
 
+    def predict(self, features: Tensor) -> Tensor:
+        """`(B, C)`, whose softmax is the probabilities of the classes; not what is trained in every form."""
+        logits: Tensor = self(features)
+        return logits
+
 
 class MixtureModel(PromptModel):
     """Local prompt, gate, and the features of K >= 0 experts `(K, C, D)`, computed once because they are frozen."""

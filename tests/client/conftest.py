@@ -106,6 +106,9 @@ class NumpyTrainer:
         context = (start + shift + 0.01 * experts.sum(axis=0) * np.float32(self.loss / 0.5)).astype(np.float32)
         return LocalModel(context, gate, experts, round_number, self.n_train), FixedReport(self.loss, len(experts))
 
+    def lent(self, model: LocalModel) -> Array:
+        return model.context
+
     def evaluate(self, model: LocalModel) -> float:
         return 1 / (1 + float(np.abs(model.context).sum()))
 

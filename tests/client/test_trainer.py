@@ -174,6 +174,32 @@ def test_without_experts_yet_the_prompt_works_alone_and_the_gate_stays(backbone:
     assert trainer.explain(trained, feature_set(2, 3).features) is None
 
 
+def test_an_ensemble_trains_alone_and_predicts_with_others(backbone: Backbone) -> None:
+    mixture = {"form": "ensemble", "experts": 2, "gate_width": 16, "gate_heads": 4}
+    alone = make(backbone, plan(mixture=mixture | {"form": "paper", "experts": 0}))
+    names = ["client-1", "client-2", "client-3"]
+    trainers = [make(backbone, plan(mixture=mixture), name) for name in names]
+    start = trainers[0].initial_context()
+    first = [trainer.train_round(trainer.new_model(), start, trainer.new_model().experts, 1)[0] for trainer in trainers]
+    lent = np.stack([trainer.lent(model) for trainer, model in zip(trainers, first, strict=True)])
+    assert lent.shape == (3, 4 + 1, 64)  # 3 classes x 16 numbers fit in one row
+    np.testing.assert_array_equal(lent[:, :4], np.stack([model.context for model in first]))
+
+    trained, report = trainers[0].train_round(first[0], start, lent[1:], 2)
+    same, _ = alone.train_round(first[0], start, some_experts(0), 2)
+    assert report.n_experts == 2
+    np.testing.assert_array_equal(trained.context, same.context)
+    np.testing.assert_array_equal(trained.gate["W_v.weight"], same.gate["W_v.weight"])
+
+    features = feature_set(5, 3).features
+    peers = [alone.predict(dataclasses.replace(model, experts=some_experts(0)), features) for model in first[1:]]
+    want = (alone.predict(same, features) + (peers[0] + peers[1]) / 2) / 2
+    torch.testing.assert_close(trainers[0].predict(trained, features), want, atol=1e-6, rtol=1e-5)
+    weights = trainers[0].explain(trained, features)
+    assert weights is not None
+    torch.testing.assert_close(weights[0, 0], torch.tensor([0.5, 0.25, 0.25]))
+
+
 def test_gate_alone_is_a_plan_of_its_own(backbone: Backbone) -> None:
     """K = 0 asks for the gate over the local prompt; that is not the same as waiting for experts."""
     trainer = make(backbone, plan(mixture={"experts": 0, "gate_width": 16, "gate_heads": 4}))
