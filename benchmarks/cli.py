@@ -1,4 +1,4 @@
-"""`pfed bench` and `pfed bench-table`: the benchmarks, and the tables made of what they measured."""
+"""`pfed bench`, `bench-table` and `bench-plot`: the benchmarks, and tables and pictures of what they measured."""
 
 from __future__ import annotations
 
@@ -44,3 +44,23 @@ def bench_table(files: tuple[Path, ...], into: Path | None) -> None:
         else:
             into.write_text(replace_table(into.read_text(), report.bench, table))
             click.echo(f"table of {report.bench} in {into}")
+
+
+@click.command("bench-plot")
+@click.argument("file", type=click.Path(dir_okay=False, path_type=Path))
+@click.option(
+    "--into",
+    type=click.Path(dir_okay=False, path_type=Path),
+    metavar="FILE.png",
+    required=True,
+    help="Where the picture goes.",
+)
+def bench_plot(file: Path, into: Path) -> None:
+    """The picture of FILE, which `pfed bench experts` wrote."""
+    report = Report.read(file)
+    if report.bench != "experts":
+        raise click.ClickException(f"benchmark {report.bench} has no picture; experts has")
+    from .experts_plot import plot_experts  # matplotlib takes a while to import
+
+    plot_experts(report, into)
+    click.echo(f"picture of {report.bench} in {into}")

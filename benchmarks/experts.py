@@ -12,7 +12,7 @@ import json
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from statistics import fmean, stdev
 
@@ -27,72 +27,29 @@ from pfedsecure.plan import Plan
 from .contract import Bar, Outcome, Row, Sense, benchmark
 from .expert_clients import DIGITS, Data, accuracies, digits, likeness, mixed, plan_of_set, shares_of
 from .expert_forms import TRIED
+from .expert_tasks import (
+    ALONE,
+    BORROWING,
+    ENSEMBLE,
+    FEW_EXPERTS,
+    MAIN_BETA,
+    MAIN_EXPERTS,
+    OFFICE,
+    PACS,
+    PAPER,
+    SOFTENED,
+    Task,
+    quick_tasks,
+    tasks_of,
+)
 from .light_federation import Federation, Matching, choose, federate, with_experts
 from .photo_clients import Share
 from .photo_features import Sources, model_name, photo_backbone, photo_features
 
-OFFICE, PACS = "office_caltech10", "pacs"
-MAIN_BETA, MAIN_EXPERTS, FEW_EXPERTS, FEW_SHOTS = 0.3, 9, 2, 4
 SEEDS = (1, 2, 3)
 ROUNDS, QUICK_ROUNDS = 10, 3
 SOFTENED_LAMBDA = 1.0
 """Twice the plan's: gate alone, with more of the prompt's own logits in predictions only."""
-
-ALONE, SOFTENED, PAPER, ENSEMBLE = "gate alone", "softened", "paper", "ensemble"
-BORROWING = (Matching.NEAREST, Matching.RANDOM, Matching.SAME_FOR_ALL, Matching.FARTHEST)
-
-
-@dataclass(frozen=True)
-class Task:
-    """One federation to train. The task of form `ALONE` also measures what needs no training of its own."""
-
-    data_set: str
-    beta: float
-    shots: int | None
-    form: str
-    matching: Matching
-    experts: int
-    seed: int
-
-
-def tasks_of(available: Sequence[str], seeds: Sequence[int]) -> list[Task]:
-    """What is measured, the most important first; of `available` data sets."""
-
-    def across(
-        data_set: str, matchings: Sequence[Matching], beta: float = MAIN_BETA, shots: int | None = None,
-        experts: int = MAIN_EXPERTS, form: str = PAPER,
-    ) -> list[Task]:  # fmt: skip
-        return [
-            Task(data_set, beta, shots, form if matching != Matching.NONE or form != PAPER else ALONE, matching,
-                 experts if matching != Matching.NONE else 0, seed)
-            for seed in seeds
-            for matching in matchings
-        ]  # fmt: skip
-
-    everything = (Matching.NONE, *BORROWING)
-    essential = (Matching.NONE, Matching.NEAREST)
-    tasks = across(DIGITS, everything)
-    tasks += across(OFFICE, everything)
-    tasks += across(PACS, (Matching.NONE, Matching.NEAREST, Matching.RANDOM))
-    tasks += across(DIGITS, everything, shots=FEW_SHOTS)
-    tasks += across(PACS, everything, shots=FEW_SHOTS)
-    tasks += across(DIGITS, BORROWING, experts=FEW_EXPERTS)
-    for form in TRIED:
-        tasks += across(DIGITS, (Matching.NEAREST,), form=form)
-    tasks += across(DIGITS, (Matching.NONE,), form="normalised")
-    for beta in (0.1, 1.0):
-        tasks += across(DIGITS, everything, beta=beta)
-    for beta in (0.1, 1.0):
-        tasks += across(OFFICE, essential, beta=beta)
-    for form in TRIED:
-        tasks += across(PACS, (Matching.NEAREST,), shots=FEW_SHOTS, form=form)
-    tasks += across(OFFICE, (Matching.NEAREST,), experts=FEW_EXPERTS)
-    return [task for task in tasks if task.data_set in available]
-
-
-def quick_tasks() -> list[Task]:
-    """One seed, digits, four images a class."""
-    return [task for task in tasks_of((DIGITS,), SEEDS[:1]) if task.shots == FEW_SHOTS]
 
 
 @benchmark
@@ -184,7 +141,7 @@ def _kept(file: Path, key: str) -> list[Row] | None:
 def _keep(file: Path, key: str, rows: list[Row]) -> list[Row]:
     file.parent.mkdir(parents=True, exist_ok=True)
     with file.open("a") as out:
-        out.write(json.dumps({"key": key, "rows": rows}) + "\n")
+        out.write("\n" + json.dumps({"key": key, "rows": rows}))  # the line before may have been broken off
     return rows
 
 

@@ -31,6 +31,8 @@ class Matching(StrEnum):
     FARTHEST = "farthest"
     OWN_DOMAIN = "own_domain"
     """An oracle: those of the own domain first, of these and of the others the nearest first."""
+    ONESELF = "oneself"
+    """A control: the own newest prompt K times, so that all is as with experts, but for what others know."""
 
 
 @dataclass(frozen=True)
@@ -100,6 +102,8 @@ def choose(
     match matching:
         case Matching.NONE:
             return []
+        case Matching.ONESELF:
+            return [name] * k if pool.contexts else []
         case Matching.NEAREST:
             return _nearest_first(plan, pool, name)[:k]
         case Matching.FARTHEST:

@@ -13,6 +13,7 @@ import click
 from pfed_cli.methods import TITLES
 
 from .contract import Bar, Report, Row
+from .expert_tables import experts_table
 
 
 def table_of(report: Report) -> str:
@@ -115,4 +116,8 @@ def _percent(rows: list[Row], column: str) -> str:
 
 _WAYS = {"pfedsecure": "ours", "flower": "Flower", "ckks": "CKKS"}
 
-_TABLES: dict[str, Callable[[Report], str]] = {"federation": federation_table, "secagg": secagg_table}
+_TABLES: dict[str, Callable[[Report], str]] = {
+    "experts": experts_table,
+    "federation": federation_table,
+    "secagg": secagg_table,
+}

@@ -13,6 +13,7 @@ COMMANDS = {
     "status": LazyCommand("pfed_cli.status", "status", "Where a federation stands."),
     "bench": LazyCommand("pfed_benchmarks.cli", "bench", "Measurements, each into one JSON file."),
     "bench-table": LazyCommand("pfed_benchmarks.cli", "bench_table", "The tables of docs/ from those files."),
+    "bench-plot": LazyCommand("pfed_benchmarks.cli", "bench_plot", "The pictures of docs/ from those files."),
 }
 
 
