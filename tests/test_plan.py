@@ -102,6 +102,9 @@ def test_everything_that_is_off_is_named() -> None:
         assert part in said(protection=plain)
     assert "experts" not in said(protection=plain, method="promptfl")
     assert "matching" not in said(protection=plain, method="promptfl")
+    assert "peers also see what the gate learned" in said(mixture={"form": "ensemble"})
+    for without in ({}, {"mixture": {"form": "ensemble", "experts": 0}}):
+        assert "gate" not in said(**without)
 
 
 def test_protections_are_on_unless_they_are_asked_off() -> None:

@@ -170,3 +170,14 @@ def test_protections_change_no_more_than_the_rounding(
         np.testing.assert_array_equal(
             client.model.experts[0], protected.clients[client.borrowed[2][0]].model.context, err_msg=name
         )
+
+
+def test_an_ensembles_experts_travel_sealed_as_they_do_plain(
+    small_plan: MakePlan, clients: Clients, backbone: Backbone
+) -> None:
+    sealed = simulate(small_plan(mixture__form="ensemble"), clients, backbone)
+    plain = simulate(small_plan(mixture__form="ensemble", protection__experts="plain"), clients, backbone)
+
+    assert same(sealed, plain)
+    (experts,) = {client.model.experts.shape for client in sealed.clients.values()}
+    assert experts == (1, 3 + 4, 48)  # 10 classes x 16 numbers behind a prompt of 3 rows of 48
