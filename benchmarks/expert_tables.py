@@ -21,6 +21,7 @@ WAYS = {
     "same for all": ("paper", "same_for_all"),
     "farthest": ("paper", "farthest"),
     "oneself": ("paper", "oneself"),
+    "shaken": ("shaken", "none"),
     "softened": ("softened", "none"),
     "ensemble: nearest": ("ensemble", "nearest"),
     "ensemble: random": ("ensemble", "random"),
@@ -29,6 +30,7 @@ WAYS = {
     "ensemble: own domain": ("ensemble", "own_domain"),
 }
 """Columns: form and matching of each."""
+MAIN_EXPERTS = 9
 FORMS = ("paper", "logits", "contrast", "differences", "normalised", "ensemble")
 
 
@@ -99,16 +101,17 @@ def experts_table(report: Report) -> str:
 
 def _by_score(report: Report, score: str) -> list[str]:
     lines = _head("data, Dirichlet, training", "K", "gate alone, %", *WAYS)
+    main = main_settings(report.rows)
     for setting in settings(report.rows):
         of_setting = [row for row in report.rows if Setting.of(row) == setting]
         alone = select(of_setting, ALONE, "none")
         values = [100 * float(str(row[score])) for row in alone if row[score] is not None]
         for experts in sorted({int(str(row["experts"])) for row in of_setting} - {0}, reverse=True):
-            if experts == 2 and not select(of_setting, "paper", "nearest", experts) and setting.shots is not None:
-                continue
+            if experts < MAIN_EXPERTS and setting not in main:
+                continue  # measured for ensembles, which cost nothing more; the table is long enough
             cells = [str(experts), f"{fmean(values):.1f}" if values else "–"]
             for form, matching in WAYS.values():
-                rows = select(of_setting, form, matching, 0 if form == "softened" else experts)
+                rows = select(of_setting, form, matching, 0 if matching == "none" else experts)
                 cells.append(_cell(difference(rows, alone, score)))
             lines.append(_line(setting.title(), *cells))
     return [*lines, ""]
@@ -117,6 +120,14 @@ def _by_score(report: Report, score: str) -> list[str]:
 def settings(rows: Sequence[Row]) -> list[Setting]:
     """In the order in which they were measured."""
     return list(dict.fromkeys(Setting.of(row) for row in rows))
+
+
+def main_settings(rows: Sequence[Row]) -> list[Setting]:
+    """Of each data set the first that was measured."""
+    found: dict[str, Setting] = {}
+    for setting in settings(rows):
+        found.setdefault(setting.data_set, setting)
+    return list(found.values())
 
 
 def _by_form(report: Report) -> list[str]:
@@ -133,7 +144,7 @@ def _by_form(report: Report) -> list[str]:
         cells = []
         for setting in compared:
             of_setting = [row for row in report.rows if Setting.of(row) == setting]
-            rows = select(of_setting, form, matching, 9 if matching == "nearest" else None)
+            rows = select(of_setting, form, matching, MAIN_EXPERTS if matching == "nearest" else None)
             alone = select(of_setting, ALONE, "none")
             cells += [_cell(difference(rows, alone, score)) for score in SCORES]
         lines.append(_line(name, *cells))
@@ -144,7 +155,7 @@ def _correlations(report: Report) -> list[str]:
     lines = _head("data, Dirichlet, training", "with label histograms", "with domains", "nearest nine in own domain")
     for setting in settings(report.rows):
         of_setting = [row for row in report.rows if Setting.of(row) == setting]
-        alone, nearest = select(of_setting, ALONE, "none"), select(of_setting, "ensemble", "nearest", 9)
+        alone, nearest = select(of_setting, ALONE, "none"), select(of_setting, "ensemble", "nearest", MAIN_EXPERTS)
         lines.append(
             _line(
                 setting.title(),

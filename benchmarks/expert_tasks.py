@@ -13,7 +13,7 @@ OFFICE, PACS = "office_caltech10", "pacs"
 MAIN_BETA, MAIN_EXPERTS, FEW_EXPERTS, FEW_SHOTS = 0.3, 9, 2, 4
 OTHER_BETAS = (0.1, 1.0)
 
-ALONE, SOFTENED, PAPER, ENSEMBLE = "gate alone", "softened", "paper", "ensemble"
+ALONE, SHAKEN, SOFTENED, PAPER, ENSEMBLE = "gate alone", "shaken", "softened", "paper", "ensemble"
 BORROWING = (Matching.NEAREST, Matching.RANDOM, Matching.SAME_FOR_ALL, Matching.FARTHEST)
 
 
@@ -58,6 +58,7 @@ def tasks_of(available: Sequence[str], seeds: Sequence[int]) -> list[Task]:
     tasks = []
     for main in (digits, office):
         tasks += main.alone(seeds) + main.borrowing(seeds, *BORROWING, Matching.ONESELF)
+        tasks += main.alone(seeds, form=SHAKEN)
     tasks += pacs.alone(seeds) + pacs.borrowing(seeds, Matching.NEAREST, Matching.RANDOM)
     for few in (few_digits, few_pacs):
         tasks += few.alone(seeds) + few.borrowing(seeds, *BORROWING)

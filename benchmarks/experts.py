@@ -26,7 +26,7 @@ from pfedsecure.plan import Plan
 
 from .contract import Bar, Outcome, Row, Sense, benchmark
 from .expert_clients import DIGITS, Data, accuracies, digits, likeness, mixed, plan_of_set, shares_of
-from .expert_forms import TRIED
+from .expert_forms import TRIED, ShakenTrainer
 from .expert_tasks import (
     ALONE,
     BORROWING,
@@ -37,6 +37,7 @@ from .expert_tasks import (
     OFFICE,
     PACS,
     PAPER,
+    SHAKEN,
     SOFTENED,
     Task,
     quick_tasks,
@@ -162,7 +163,7 @@ def measure(task: Task, plan: Plan, data: Data) -> list[Row]:
     """Train a task's federation and score it; `plan` has the task's K."""
     started = time.monotonic()
     shares = shares_of(data.images, task.seed, task.beta, task.shots)
-    kind = TRIED.get(task.form, Trainer)
+    kind = ShakenTrainer if task.form == SHAKEN else TRIED.get(task.form, Trainer)
     # An ensemble's clients train as if alone, so its federation without experts is that of the gate alone.
     trainers = _trainers(kind, mixed(plan, form=ENSEMBLE) if task.form == ALONE else plan, shares, data)
     federation = federate(plan, trainers, task.matching)

@@ -7,9 +7,8 @@ from pathlib import Path
 import matplotlib
 
 from .contract import Report
-from .expert_tables import ALONE, SCORES, WAYS, Setting, difference, select, settings
+from .expert_tables import ALONE, MAIN_EXPERTS, SCORES, WAYS, Setting, difference, main_settings, select
 
-EXPERTS = 9
 _COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00")  # told apart by most people (Okabe and Ito)
 
 
@@ -18,20 +17,17 @@ def plot_experts(report: Report, file: Path) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 
-    # The main setting of a data set is the first of it that was measured.
-    main: dict[str, Setting] = {}
-    for setting in settings(report.rows):
-        main.setdefault(setting.data_set, setting)
+    main = main_settings(report.rows)
     figure, panels = plt.subplots(len(SCORES), 1, sharex=True, figsize=(9, 8), layout="constrained")
     for panel, (score, title) in zip(panels, SCORES.items(), strict=True):
         panel.axhline(0, color="black", linewidth=0.8)
         panel.set_title(title, fontsize=10, loc="left")
         panel.grid(axis="y", alpha=0.3)
-        for number, (name, setting) in enumerate(main.items()):
+        for number, setting in enumerate(main):
             rows = [row for row in report.rows if Setting.of(row) == setting]
             for place, (form, matching) in enumerate(WAYS.values()):
                 found = difference(
-                    select(rows, form, matching, 0 if form == "softened" else EXPERTS),
+                    select(rows, form, matching, 0 if matching == "none" else MAIN_EXPERTS),
                     select(rows, ALONE, "none"),
                     score,
                 )
@@ -44,7 +40,7 @@ def plot_experts(report: Report, file: Path) -> None:
                         markersize=5,
                         capsize=2,
                         color=_COLOURS[number % len(_COLOURS)],
-                        label=name if place == 0 else None,
+                        label=setting.data_set if place == 0 else None,
                     )
     panels[0].legend(fontsize=8, loc="lower left")
     panels[1].set_ylabel("points ahead of the gate alone")

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from pfed_benchmarks.expert_forms import TRIED, Contrast, Differences, Logits, Normalised
+from pfed_benchmarks.expert_forms import TRIED, Contrast, Differences, Logits, Normalised, ShakenTrainer
 from torch import Tensor
 
+from pfed_client.trainer import Trainer
 from pfedsecure.clip.backbone import Backbone, load_backbone
+from pfedsecure.clip.features import FeatureSet
 from pfedsecure.moe.gate import Gate
 from pfedsecure.moe.mixture import MixtureModel, pool
+from pfedsecure.plan import MixturePlan, Plan
 
 NAMES, WIDTH, HEADS, LAMBDA = ("circle", "square", "star"), 16, 4, 0.7
 
@@ -85,6 +89,16 @@ def test_a_form_is_what_it_says(form: type[MixtureModel], slow: Callable[..., Te
     got.logsumexp(dim=1).sum().backward()
     assert model.ctx.grad is not None
     assert model.ctx.grad.abs().sum() > 0
+
+
+def test_the_control_differs_in_the_last_digits_only(backbone: Backbone) -> None:
+    plan = Plan(class_names=NAMES, mixture=MixturePlan(gate_width=16))
+    nothing = FeatureSet(torch.zeros(0, 64), torch.zeros(0, dtype=torch.int64))
+    shaken, start = (
+        kind(plan, backbone, nothing, nothing, name="a").initial_context() for kind in (ShakenTrainer, Trainer)
+    )
+    assert not np.array_equal(shaken, start)
+    np.testing.assert_allclose(shaken, start, rtol=2e-6)
 
 
 def test_each_has_a_trainer() -> None:

@@ -94,7 +94,7 @@ def test_differences_have_the_standard_error_of_their_mean() -> None:
 def test_the_table() -> None:
     lines = experts_table(report(ROWS)).split("\n")
 
-    assert "| digits, 0.3, all images | 9 | 80.0 | +1.5 ± 0.5 | +0.0 ± 0.0 |  |  |  | -2.0 ± 0.0 | +1.0 ± 0.0 |" in (
+    assert "| digits, 0.3, all images | 9 | 80.0 | +1.5 ± 0.5 | +0.0 ± 0.0 |  |  |  |  | -2.0 ± 0.0 | +1.0 ± 0.0 |" in (
         "\n".join(lines)
     )
     assert "| logits | -1.0 ± 0.0 | -1.0 ± 0.0 | +0.0 ± 0.0 |" in lines
