@@ -31,6 +31,7 @@ from pfedsecure.secagg import (
 )
 from pfedsecure.secagg.setting import LARGEST_COHORT
 from pfedsecure.seeds import derive_seed
+from pfedsecure.wire.tensors import bounded
 
 METRICS: Mapping[str, float] = {"test_accuracy": 1.0, "train_loss": 16.0}
 """What may ride along, and the largest value that is told: larger ones count as it."""
@@ -133,16 +134,24 @@ class SecureServerAggregation:
     def round(self, identity: RoundIdentity, stored: Stored) -> SecureServerRound:
         setting = _setting(self._plan, identity, self._parameters)
         by_step = {Step(step): messages for step, messages in stored.items()}
-        return SecureServerRound(ServerRound(setting, self._certificates, by_step), by_step, self._shape)
+        server = ServerRound(setting, self._certificates, by_step)
+        return SecureServerRound(server, by_step, self._shape, self._plan.prompt.max_norm)
 
 
 class SecureServerRound:
-    """One round."""
+    """One round, of contexts of `shape (n, d)` whose mean gets a Euclidean norm up to `max_norm`."""
 
-    def __init__(self, server: ServerRound, stored: Mapping[Step, Mapping[str, bytes]], shape: tuple[int, int]) -> None:
+    def __init__(
+        self,
+        server: ServerRound,
+        stored: Mapping[Step, Mapping[str, bytes]],
+        shape: tuple[int, int],
+        max_norm: float,
+    ) -> None:
         self._server = server
         self._stored = stored
         self._shape = shape
+        self._max_norm = max_norm
 
     def check(self, step: int, name: str, message: bytes, now: datetime) -> None:
         self._server.check(Step(step), name, message, now)
@@ -163,7 +172,8 @@ class SecureServerRound:
         if mean.metrics is not None:
             clip = self._server.setting.parameters.clip
             metrics = {name: value / clip * METRICS[name] for name, value in mean.metrics.items()}
-        context = mean.values.astype(np.float32).reshape(self._shape)
+        # The clip bounds single numbers only: one client can put the mean over the norm that everybody else refuses.
+        context = bounded(mean.values.astype(np.float32).reshape(self._shape), self._max_norm)
         return Aggregate(context, mean.total_weight, metrics, outcome.culprits)
 
 

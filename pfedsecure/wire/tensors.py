@@ -37,6 +37,12 @@ def from_tensor(tensor: Tensor, shape: tuple[int, ...], what: str) -> NDArray[np
     return array
 
 
+def bounded(array: NDArray[np.float32], max_norm: float) -> NDArray[np.float32]:
+    """`array`, scaled to Euclidean norm `max_norm` if it is over that; then `check_norm` accepts it."""
+    norm = float(np.linalg.norm(array.astype(np.float64)))
+    return array if norm <= max_norm else (array * (max_norm / norm)).astype(np.float32)
+
+
 def check_norm(array: NDArray[np.float32], max_norm: float, what: str) -> None:
     """Refuse an array whose Euclidean norm is over `max_norm`: one huge number would make everybody's training diverge.
 

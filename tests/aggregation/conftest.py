@@ -113,11 +113,14 @@ def hospitals(tmp_path_factory: pytest.TempPathFactory) -> Hospitals:
 def secure_plan() -> Callable[..., Plan]:
     """A plan with clip 1 and precision 1e-3; further arguments go into its [secure_aggregation]."""
 
-    def make(*, seed: int = 1, metrics: bool = False, minimum_cohort: int = 3, **secure: Any) -> Plan:
+    def make(
+        *, seed: int = 1, metrics: bool = False, minimum_cohort: int = 3, max_norm: float = 100.0, **secure: Any
+    ) -> Plan:
         return Plan.model_validate(
             {
                 "seed": seed,
                 "class_names": ["cat", "dog"],
+                "prompt": {"max_norm": max_norm},
                 "protection": {"metrics": metrics},
                 "rounds": {"minimum_cohort": minimum_cohort},
                 "secure_aggregation": {"clip": 1.0, "precision": 1e-3, **secure},

@@ -16,6 +16,7 @@ from pfedsecure.aggregation.secure import parameters
 from pfedsecure.errors import MessageRejected, PlanError, ProtectionUnavailable, StateError
 from pfedsecure.plan import Plan
 from pfedsecure.secagg import Encoding
+from pfedsecure.wire.tensors import check_norm
 from pfedsecure.wire.v1.secagg_pb2 import MaskedInput, Unmasking
 
 MakePlan = Callable[..., Plan]
@@ -104,6 +105,20 @@ def test_numbers_are_clipped_to_what_the_plan_says(secure_plan: MakePlan, secure
     plan = secure_plan(clip=0.5, precision=1e-6)
     chosen = {name: Contribution(np.full(SHAPE, 7.0, np.float32), 1) for name in names(3)}
     np.testing.assert_allclose(secure_round(plan, chosen).run().context, 0.5, rtol=0, atol=1e-6)
+
+
+def test_one_client_cannot_bring_the_mean_over_the_norm_that_everybody_refuses(
+    secure_plan: MakePlan, secure_round: Any
+) -> None:
+    """Each of its numbers is within the clip, and it counts for as much as it may."""
+    plan = secure_plan(clip=4.0, max_norm=3.0)
+    chosen = contributions(3, largest_weight=30)
+    chosen["c01"] = Contribution(np.full(SHAPE, 4.0, np.float32), 10_000)
+    mean = oracle(chosen)
+    assert np.linalg.norm(mean) > 9
+    context = secure_round(plan, chosen).run().context
+    check_norm(context, plan.prompt.max_norm, "the mean")
+    np.testing.assert_allclose(context, mean * (3 / np.linalg.norm(mean)), rtol=0, atol=bound(plan, 3, chosen))
 
 
 def test_metrics_are_the_means_of_those_who_told(secure_plan: MakePlan, secure_round: Any) -> None:

@@ -49,7 +49,7 @@ class Scene:
         self.coordinator = coordinator
         self.stubs = stubs
         rng = np.random.default_rng(0)
-        self.contexts = {name: rng.uniform(-1, 1, WIDE).astype(np.float32) for name in FOUR}
+        self.contexts = {name: rng.uniform(-0.5, 0.5, WIDE).astype(np.float32) for name in FOUR}
         self.sides = {name: client_aggregation(plan, WIDE, members.identity(name)) for name in FOUR}
         self.clients: dict[str, Any] = {}
 
