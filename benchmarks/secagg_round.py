@@ -165,9 +165,9 @@ class _CredulousSigner(Signer):
 class _CredulousCertificates(Certificates):
     """Those of clients that are not timed."""
 
-    def signer(self, certificate: bytes, now: datetime) -> Signer:
+    def signer(self, certificate: bytes, now: datetime | None) -> Signer:
         signer = super().signer(certificate, now)
-        return _CredulousSigner(signer.name, signer.fingerprint, signer.key)
+        return _CredulousSigner(signer.name, signer.fingerprint, signer.key, signer.until)
 
 
 def cpu(function: Callable[[], T]) -> tuple[T, float]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from datetime import datetime
+from datetime import datetime, timedelta
 
 import numpy as np
 from cryptography import x509
@@ -39,6 +39,9 @@ METRICS: Mapping[str, float] = {"test_accuracy": 1.0, "train_loss": 16.0}
 OVERHEAD_BYTES = 64 * 1024
 BYTES_PER_CLIENT = 512
 """More than the shares for one holder, with their commitments, take in any message."""
+
+LONGEST_MARGIN_SECONDS = 24 * 3600.0
+"""No certificate that lasts longer is kept out of a round, however long the plan lets it take."""
 
 
 class SecureClientAggregation:
@@ -135,26 +138,28 @@ class SecureServerAggregation:
         setting = _setting(self._plan, identity, self._parameters)
         by_step = {Step(step): messages for step, messages in stored.items()}
         server = ServerRound(setting, self._certificates, by_step)
-        return SecureServerRound(server, by_step, self._shape, self._plan.prompt.max_norm)
+        return SecureServerRound(server, by_step, self._shape, self._plan)
 
 
 class SecureServerRound:
-    """One round, of contexts of `shape (n, d)` whose mean gets a Euclidean norm up to `max_norm`."""
+    """One round of `plan`, of contexts of `shape (n, d)`."""
 
     def __init__(
         self,
         server: ServerRound,
         stored: Mapping[Step, Mapping[str, bytes]],
         shape: tuple[int, int],
-        max_norm: float,
+        plan: Plan,
     ) -> None:
         self._server = server
         self._stored = stored
         self._shape = shape
-        self._max_norm = max_norm
+        self._max_norm = plan.prompt.max_norm
+        seconds = plan.rounds.deadline_seconds + (SecureServerAggregation.steps - 1) * plan.rounds.step_seconds
+        self._longest = timedelta(seconds=min(seconds, LONGEST_MARGIN_SECONDS))
 
     def check(self, step: int, name: str, message: bytes, now: datetime) -> None:
-        self._server.check(Step(step), name, message, now)
+        self._server.check(Step(step), name, message, now, over=now + self._longest)
 
     def ready(self, step: int) -> bool:
         # A quorum of the cohort may be fewer than the plan's minimum of updates. Those are the masked inputs: whoever

@@ -40,11 +40,12 @@ class Credentials:
 
 @dataclass(frozen=True)
 class Signer:
-    """Whose signature to expect: a client of the federation, proved by its certificate."""
+    """Whose signature to expect: a client of the federation, proved by its certificate, which ends at `until`."""
 
     name: str
     fingerprint: str
     key: ec.EllipticCurvePublicKey
+    until: datetime
 
     def signed(self, signature: bytes, data: bytes) -> bool:
         """Whether `signature` is this client's for `data`."""
@@ -64,25 +65,27 @@ class Certificates:
 
     def __init__(self, authority: x509.Certificate) -> None:
         self._authority = authority
-        self._accepted: dict[bytes, tuple[Signer, datetime, datetime]] = {}
+        self._accepted: dict[bytes, tuple[Signer, datetime]] = {}
 
-    def signer(self, certificate: bytes, now: datetime) -> Signer:
-        """The client that a DER certificate speaks for, at `now` (timezone-aware). Raises IdentityError."""
+    def signer(self, certificate: bytes, now: datetime | None) -> Signer:
+        """The client that a DER certificate speaks for, at `now` (timezone-aware). Raises IdentityError.
+
+        None leaves out the clock and nothing else: for a certificate that was accepted when it came.
+        """
         digest = hashlib.sha256(certificate).digest()
         known = self._accepted.get(digest)
-        if known is not None and known[1] <= now <= known[2]:
+        if known is not None and (now is None or known[1] <= now <= known[0].until):
             return known[0]
         try:
             parsed = x509.load_der_x509_certificate(certificate)
+            since = max(parsed.not_valid_before_utc, self._authority.not_valid_before_utc)
+            until = min(parsed.not_valid_after_utc, self._authority.not_valid_after_utc)
         except UNREADABLE:
             raise IdentityError("a certificate is not X.509 in DER: get it from its owner again") from None
-        subject = verify(parsed, self._authority, now)
+        subject = verify(parsed, self._authority, now or since)
         if subject.role != "client":
             raise IdentityError(f"{subject.role} {subject.name} is not a client: only clients take part in a round")
-        signer = Signer(
-            subject.name, subject.fingerprint, require_p256(parsed.public_key(), f"certificate of {subject.name}")
-        )
-        since = max(parsed.not_valid_before_utc, self._authority.not_valid_before_utc)
-        until = min(parsed.not_valid_after_utc, self._authority.not_valid_after_utc)
-        self._accepted[digest] = signer, since, until
+        key = require_p256(parsed.public_key(), f"certificate of {subject.name}")
+        signer = Signer(subject.name, subject.fingerprint, key, until)
+        self._accepted[digest] = signer, since
         return signer

@@ -92,8 +92,11 @@ def read_advertisement(data: bytes, setting: RoundSetting, certificates: Certifi
     return advertisement
 
 
-def open_advertisement(data: bytes, certificates: Certificates, now: datetime) -> Advertisement:
-    """An advertisement whose certificate alone is verified: for those that were verified before they were stored."""
+def open_advertisement(data: bytes, certificates: Certificates, now: datetime | None) -> Advertisement:
+    """An advertisement whose certificate alone is verified, without the clock where `now` is None.
+
+    For those that were verified before they were stored.
+    """
     fields = parse_advertisement(data)
     try:
         signer = certificates.signer(fields.certificate, now)

@@ -71,19 +71,23 @@ class ServerRound:
             return self.setting.parameters.minimum_cohort <= arrived <= LARGEST_COHORT
         return arrived >= self.sharing.quorum and (step is not Step.UNMASK or bool(self.recoverable().all()))
 
-    def check(self, step: Step, name: str, message: bytes, now: datetime) -> None:
-        """Raise MessageRejected for a message from `name` that must not be stored."""
+    def check(self, step: Step, name: str, message: bytes, now: datetime, over: datetime | None = None) -> None:
+        """Raise MessageRejected for a message from `name` that must not be stored.
+
+        `over`: when the round is at the latest. Whose certificate ends before that does not get in: clients judge the
+        roster by their clocks, and all of them would refuse it because of one expired member.
+        """
         if step is not Step.ADVERTISE and name not in self._stored[Step(step - 1)]:
             raise MessageRejected(f"{name} has no part in step {step.name} of round {self.setting.round}")
         match step:
             case Step.ADVERTISE:
-                self._check_advertisement(name, message, now)
+                self._check_advertisement(name, message, now, over or now)
             case Step.SHARE:
                 self._check_shares(name, message)
             case Step.MASK:
                 self._check_masked(message)
             case Step.CONFIRM:
-                self._check_signature(name, message, now)
+                self._check_signature(name, message)
             case Step.UNMASK:
                 self._check_unmasking(name, message)
 
@@ -222,12 +226,17 @@ class ServerRound:
             )
         )
 
-    def _check_advertisement(self, name: str, data: bytes, now: datetime) -> None:
+    def _check_advertisement(self, name: str, data: bytes, now: datetime, over: datetime) -> None:
         advertisement = read_advertisement(data, self.setting, self._certificates, now)
         if advertisement.name != name:
             raise MessageRejected(f"{name} sent an advertisement of {advertisement.name}")
+        if (until := advertisement.signer.until) < over:
+            raise MessageRejected(
+                f"the certificate of {name}, or its authority's, ends on {until:%Y-%m-%d %H:%M} UTC, before the round "
+                "has to be over: request a new one"
+            )
         others = [
-            open_advertisement(message, self._certificates, now)
+            open_advertisement(message, self._certificates, None)
             for other, message in sorted(self._stored.get(Step.ADVERTISE, {}).items())
             if other != name
         ]
@@ -251,11 +260,11 @@ class ServerRound:
         if message.participants_digest != self.participants_digest:
             raise MessageRejected("the input is masked for another cohort or other participants than the round's")
 
-    def _check_signature(self, name: str, data: bytes, now: datetime) -> None:
+    def _check_signature(self, name: str, data: bytes) -> None:
         what = f"the signature of {name}"
         message = messages.parse(wire.SurvivorSignature, data, MAX_SIGNATURE_BYTES + _FRAMING_BYTES, what)
         try:
-            signer = self._certificates.signer(self.advertisements[self.number[name]].certificate, now)
+            signer = self._certificates.signer(self.advertisements[self.number[name]].certificate, None)
         except IdentityError as error:
             raise MessageRejected(f"{what} cannot be accepted: {error}") from None
         if not signer.signed(message.signature, survivors_statement(self.participants_digest, self.survivors)):

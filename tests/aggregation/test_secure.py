@@ -299,6 +299,17 @@ def test_two_names_for_one_key_are_one_client(secure_plan: MakePlan, secure_roun
         this.accept(1, "c02", twin.message)
 
 
+def test_a_certificate_must_last_as_long_as_the_round_may(
+    secure_plan: MakePlan, secure_round: Any, hospitals: Any
+) -> None:
+    """The whole round, of which the last clients read the roster at the end: 600 s, and 60 s for each further step."""
+    this = secure_round(secure_plan(), contributions(3))
+    ends = hospitals.client("c00").subject.not_after
+    this.server.check(1, "c00", this.clients["c00"].message, ends - timedelta(seconds=840))
+    with pytest.raises(MessageRejected, match="the certificate of c00, or its authority's, ends on"):
+        this.server.check(1, "c00", this.clients["c00"].message, ends - timedelta(seconds=839))
+
+
 @pytest.mark.parametrize("clients", [3, 20])
 def test_no_message_is_longer_than_is_said(secure_plan: MakePlan, secure_round: Any, clients: int) -> None:
     this = secure_round(secure_plan(metrics=True, precision=1e-8), contributions(clients))

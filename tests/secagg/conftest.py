@@ -41,20 +41,20 @@ class Consortium:
     now = NOW
 
     def __init__(self, folder: Path) -> None:
-        self._folder = folder
+        self.folder = folder
         self.authority = Authority.create(folder / "authority", "hospitals", now=NOW)
         self.certificates = Certificates(self.authority.certificate)
         self._clients: dict[str, Credentials] = {}
 
-    def enrol(self, name: str, role: str = "client") -> Identity:
-        folder = self._folder / f"{role}-{name}"
+    def enrol(self, name: str, role: str = "client", days: int = 10) -> Identity:
+        folder = self.folder / f"{role}-{name}"
         csr = request(folder, name, role).read_bytes()
-        certificate = self.authority.approve(csr, name=name, role=role, days=10, now=NOW)
+        certificate = self.authority.approve(csr, name=name, role=role, days=days, now=NOW)
         return install(folder, certificate, self.authority.certificate, now=NOW)
 
-    def client(self, name: str) -> Credentials:
+    def client(self, name: str, days: int = 10) -> Credentials:
         if name not in self._clients:
-            self._clients[name] = Credentials.of(self.enrol(name))
+            self._clients[name] = Credentials.of(self.enrol(name, days=days))
         return self._clients[name]
 
 

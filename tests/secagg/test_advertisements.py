@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import timedelta
+from functools import partial
 from typing import Any
 
 import pytest
@@ -14,7 +15,7 @@ from cryptography.hazmat.primitives.serialization import Encoding as KeyEncoding
 
 from pfedsecure.errors import IdentityError, MessageRejected
 from pfedsecure.pki.authority import Authority
-from pfedsecure.secagg import Certificates, Credentials, Step, messages
+from pfedsecure.secagg import Certificates, ClientRound, Credentials, ServerRound, Step, messages
 from pfedsecure.secagg.roster import (
     check_distinct,
     open_advertisement,
@@ -93,6 +94,34 @@ def test_an_accepted_certificate_is_judged_by_the_clock_again(done: Any) -> None
         judge.signer(certificate, consortium.now + timedelta(days=11))
     with pytest.raises(IdentityError, match="valid only from"):
         judge.signer(certificate, consortium.now - timedelta(days=1))
+
+
+def test_an_accepted_client_whose_certificate_ends_keeps_nobody_out(new_round: NewRound) -> None:
+    """While the step is open; the server may have been started again since it came."""
+    this = new_round(3)
+    expired, now = this.consortium.now + timedelta(days=10, seconds=1), this.consortium.now
+    longer = this.consortium.client("longer", days=20)
+    late = ClientRound.begin(this.setting, longer, this.consortium.certificates, save=lambda state: None).reply
+    stored = {Step.ADVERTISE: {name: client.reply for name, client in this.clients.items()}}
+    for judge in (this.consortium.certificates, Certificates(this.consortium.authority.certificate)):
+        ServerRound(this.setting, judge, stored).check(Step.ADVERTISE, "longer", late, expired)
+        with pytest.raises(MessageRejected, match="client c00 expired"):
+            ServerRound(this.setting, judge, stored).check(Step.ADVERTISE, "c00", this.clients["c00"].reply, expired)
+    stranger = Certificates(Authority.create(this.consortium.folder / "stranger", "strangers", now=now).certificate)
+    with pytest.raises(MessageRejected, match="was not issued by authority"):
+        open_advertisement(late, stranger, None)
+
+
+def test_whose_certificate_ends_before_the_round_may_does_not_get_in(new_round: NewRound) -> None:
+    """Otherwise all clients would refuse the roster because of it, once their clocks are past that time."""
+    this = new_round(3)
+    this.stored[Step.ADVERTISE] = {}
+    now, ends = this.consortium.now, this.consortium.now + timedelta(days=10)
+    check = partial(this.server.check, Step.ADVERTISE, "c00", this.clients["c00"].reply)
+    check(now, over=ends)
+    with pytest.raises(MessageRejected, match=r"of c00, or its authority's, ends on 2030-01-11 00:00 UTC, before the"):
+        check(now, over=ends + timedelta(seconds=1))
+    check(ends - timedelta(seconds=1))
 
 
 @pytest.mark.parametrize("field", ["mask_key", "share_key", "seed_commitment"])
