@@ -19,7 +19,7 @@ def functions(file: Path) -> dict[str, str]:
     """The source of the functions in a file, by name."""
     source, found = file.read_text(), defaultdict[str, str](str)  # several classes may have a method of one name
     for node in ast.walk(ast.parse(source)):
-        if isinstance(node, ast.FunctionDef):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
             found[node.name] += ast.get_source_segment(source, node) or ""
     return found
 

@@ -22,6 +22,11 @@ def public_key(private: bytes) -> bytes:
     return X25519PrivateKey.from_private_bytes(private).public_key().public_bytes_raw()
 
 
+def require_public_key(public: bytes, peer: str) -> None:
+    """Raises MessageRejected, naming `peer`, for an X25519 key with which no `Agreement` has a secret."""
+    Agreement(bytes(KEY_BYTES)).secret(public, peer)  # small order shows with every private key, also a known one
+
+
 def derive(secret: bytes, info: bytes) -> bytes:
     """A 256-bit key: HKDF with SHA-256 and no salt. Keys for different `info` are independent."""
     return HKDF(hashes.SHA256(), KEY_BYTES, salt=None, info=info).derive(secret)

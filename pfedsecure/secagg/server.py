@@ -24,7 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pfedsecure.errors import IdentityError, MessageRejected
-from pfedsecure.secagg import dealing, messages
+from pfedsecure.secagg import dealing, keys, messages
 from pfedsecure.secagg.cohort import MAX_SIGNATURE_BYTES
 from pfedsecure.secagg.credentials import Certificates
 from pfedsecure.secagg.encoding import Encoding
@@ -230,6 +230,9 @@ class ServerRound:
         advertisement = read_advertisement(data, self.setting, self._certificates, now)
         if advertisement.name != name:
             raise MessageRejected(f"{name} sent an advertisement of {advertisement.name}")
+        # Whoever deals with this client would leave the round, and a sum that it dropped out of could not be had.
+        keys.require_public_key(advertisement.mask_key, name)
+        keys.require_public_key(advertisement.share_key, name)
         if (until := advertisement.signer.until) < over:
             raise MessageRejected(
                 f"the certificate of {name}, or its authority's, ends on {until:%Y-%m-%d %H:%M} UTC, before the round "

@@ -19,8 +19,9 @@ from pfed_server.liveness import Liveness
 from pfed_server.messages import StepMessages
 from pfed_server.rounds import Transition, draw_cohort, due_transition, senders
 from pfed_server.store import Closing, OpenRound, RoundRecord, State, Store, Traffic
-from pfedsecure.aggregation.interface import RoundIdentity, RoundLost, ServerAggregation, ServerAggregationRound
+from pfedsecure.aggregation.interface import RoundIdentity, ServerAggregation, ServerAggregationRound
 from pfedsecure.console import one_line
+from pfedsecure.errors import MessageRejected
 from pfedsecure.plan import Plan
 from pfedsecure.wire.tensors import to_tensor
 
@@ -205,6 +206,15 @@ class Federation:
 
     def _outcome(self, ending: OpenRound) -> Closing | None:
         """How the round ends with its open step; None when there is another step."""
+        try:
+            return self._closing(ending)
+        except MessageRejected as refused:
+            # Also what only `check` should raise: no member may stop the federation, and the messages stay the same.
+            _logger.warning("round %d is lost: %s", ending.number, one_line(str(refused)))
+            return Closing()
+
+    def _closing(self, ending: OpenRound) -> Closing | None:
+        """As `_outcome`; raises MessageRejected for a round that is lost."""
         aggregation = self.aggregation_round(ending)
         if not aggregation.ready(ending.step):
             _logger.info(
@@ -218,11 +228,7 @@ class Federation:
             return Closing()
         if ending.step < self.aggregation.steps:
             return None
-        try:
-            aggregate = aggregation.result()
-        except RoundLost as lost:
-            _logger.warning("round %d is lost: %s", ending.number, one_line(str(lost)))
-            return Closing()
+        aggregate = aggregation.result()
         if aggregate.culprits:
             _logger.warning("round %d: wrong shares from %s", ending.number, ", ".join(aggregate.culprits))
         prompt = to_tensor(aggregate.context).SerializeToString(deterministic=True)

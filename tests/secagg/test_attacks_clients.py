@@ -10,6 +10,7 @@ import pytest
 
 from pfedsecure.errors import MessageRejected
 from pfedsecure.secagg import Encoding, RoundLost, Step, Update, dealing, keys, messages, result, shamir
+from pfedsecure.secagg.roster import write_advertisement
 from pfedsecure.wire.v1 import secagg_pb2 as wire
 
 NewRound = Callable[..., Any]
@@ -152,3 +153,78 @@ def test_a_dealer_that_shares_another_secret_than_it_advertised(
     ) as caught:
         result(this.server)
     assert caught.value.culprits == ("c03",)
+
+
+PRIME = 2**255 - 19
+SMALL_ORDER = {
+    "0": 0,
+    "1": 1,
+    "-1": PRIME - 1,
+    "of order 8": 325606250916557431795983626356110631294008115727848805560023387167927233504,
+    "the other of order 8": 39382357235489614581723060781553021112529911719440698176882885853963445705823,
+    "0 written otherwise": PRIME,
+    "0 with the bit that does not count": 2**255,
+}
+
+
+def advertise_key(this: Any, name: str, field: str, key: bytes) -> None:
+    """A client advertises that public key, and everything else by the rules."""
+    state = this.clients[name]._state
+    mask_key, share_key = keys.public_key(state.mask_key), keys.public_key(state.share_key)
+    advertised = {"mask_key": mask_key, "share_key": share_key} | {field: key}
+    commitment = dealing.commit_seed(this.setting.digest, state.seed)
+    state.reply = state.advertisement = write_advertisement(
+        this.setting, this.consortium.client(name), **advertised, seed_commitment=commitment
+    )
+
+
+@pytest.mark.parametrize("key", SMALL_ORDER)
+@pytest.mark.parametrize("field", ["mask_key", "share_key"])
+def test_a_key_with_which_nothing_is_secret(new_round: NewRound, field: str, key: str) -> None:
+    this = new_round(3)
+    advertise_key(this, "c01", field, SMALL_ORDER[key].to_bytes(32, "little"))
+    with pytest.raises(MessageRejected, match="the X25519 key of c01 is of small order; its client does not follow"):
+        this.advertise()
+
+
+def test_a_key_with_which_nothing_is_secret_makes_everybody_leave_where_the_server_does_not_look(
+    new_round: NewRound, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(keys, "require_public_key", lambda *arguments: None)
+    this = new_round(4)
+    advertise_key(this, "c01", "share_key", bytes(32))
+    this.advertise()
+    for name in this.names:
+        if name != "c01":
+            with pytest.raises(MessageRejected, match="the X25519 key of c01 is of small order"):
+                this.share([name])
+
+
+def test_a_key_with_which_nothing_is_secret_and_four_that_do_not_mind_lose_the_sum_where_the_server_does_not_look(
+    new_round: NewRound, attacker: Any, update_of: UpdateOf, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a sparse graph: its partners mask with it, it drops out, and the server cannot make the mask."""
+    monkeypatch.setattr(keys, "require_public_key", lambda *arguments: None)
+    attacker.sparse(monkeypatch)
+    this = new_round(24)
+    advertise_key(this, VICTIM, "mask_key", bytes(32))
+    this.advertise()
+    this.share()
+    secret, masked = keys.Agreement.secret, {}
+    for seed, name in enumerate(this.names):
+        with monkeypatch.context() as patch:
+            if name in ("c00", "c01", "c05", "c11"):
+                patch.setattr(
+                    keys.Agreement,
+                    "secret",
+                    lambda self, key, peer: key if key == bytes(32) else secret(self, key, peer),
+                )
+            try:
+                masked[name] = this.clients[name].mask(this.server.request(Step.MASK, name), update_of(seed))
+            except MessageRejected:
+                assert name in ("c13", "c19", "c23"), "who drew the attacker"
+    this.store(Step.MASK, masked)
+    this.confirm()
+    this.unmask()
+    with pytest.raises(MessageRejected, match="is of small order"):
+        result(this.server)

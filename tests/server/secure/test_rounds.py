@@ -10,6 +10,7 @@ import pytest
 
 from pfed_server.coordinator import Coordinator
 from pfed_server.sql_store import SqlStore
+from pfed_server.store import Traffic
 from pfedsecure.errors import MessageRejected, NotAMember, PlanError, ProtectionUnavailable
 from pfedsecure.plan import Plan
 from pfedsecure.wire.v1 import federation_pb2 as fed
@@ -235,6 +236,39 @@ async def test_two_names_for_one_key_are_one_client(secure_plan: MakePlan, drive
         await cohort.send(driver, 1, 1, "bert", "cleo")
         driver.clock.advance(5)
         assert (await cohort.opened(driver, 1, 2)).step_received == 1
+
+
+@pytest.mark.parametrize("when", ["at once", "after a restart"])
+async def test_whatever_a_sum_is_refused_for_loses_the_round_and_nothing_else(
+    secure_plan: MakePlan, drive: Any, cohort_of: Any, caplog: Any, monkeypatch: pytest.MonkeyPatch, when: str
+) -> None:
+    """The messages are the same at the next try: the server would neither go on nor ever start again."""
+
+    def refuse(_server: Any) -> Any:
+        raise MessageRejected("the X25519 key of anna is of small order")
+
+    monkeypatch.setattr("pfedsecure.aggregation.secure.result", refuse)
+    plan = secure_plan(clients=4)
+    cohort = cohort_of(plan, FOUR)
+    store = SqlStore.in_memory(plan)
+    async with drive(plan, store) as driver:
+        await driver.join(*FOUR)
+        await cohort.opened(driver, 1, 1)
+        await cohort.play(driver, 1, until=4)
+        await cohort.opened(driver, 1, 5)
+        await cohort.send(driver, 1, 5, *FOUR[:3])
+        last = await cohort.message(driver, 1, 5, "dora")
+        if when == "at once":
+            await cohort.submit(driver, 1, 5, "dora", last)
+            await cohort.opened(driver, 2, 1)
+    if when != "at once":
+        store.record_message(1, 5, "dora", last, Traffic(), counts=False)
+    async with drive(plan, store) as driver:
+        view = await cohort.opened(driver, 2, 1)
+        assert view.rounds_completed == 0
+        assert await driver.global_prompt("anna", 2) is None
+        assert "round 1 is lost: the X25519 key of anna is of small order" in caplog.text
+    store.close()
 
 
 async def test_a_vector_that_is_no_masked_one_loses_the_round_and_nothing_else(
