@@ -137,22 +137,14 @@ class SecureServerAggregation:
     def round(self, identity: RoundIdentity, stored: Stored) -> SecureServerRound:
         setting = _setting(self._plan, identity, self._parameters)
         by_step = {Step(step): messages for step, messages in stored.items()}
-        server = ServerRound(setting, self._certificates, by_step)
-        return SecureServerRound(server, by_step, self._shape, self._plan)
+        return SecureServerRound(ServerRound(setting, self._certificates, by_step), self._shape, self._plan)
 
 
 class SecureServerRound:
     """One round of `plan`, of contexts of `shape (n, d)`."""
 
-    def __init__(
-        self,
-        server: ServerRound,
-        stored: Mapping[Step, Mapping[str, bytes]],
-        shape: tuple[int, int],
-        plan: Plan,
-    ) -> None:
+    def __init__(self, server: ServerRound, shape: tuple[int, int], plan: Plan) -> None:
         self._server = server
-        self._stored = stored
         self._shape = shape
         self._max_norm = plan.prompt.max_norm
         seconds = plan.rounds.deadline_seconds + (SecureServerAggregation.steps - 1) * plan.rounds.step_seconds
@@ -162,10 +154,7 @@ class SecureServerRound:
         self._server.check(Step(step), name, message, now, over=now + self._longest)
 
     def ready(self, step: int) -> bool:
-        # A quorum of the cohort may be fewer than the plan's minimum of updates. Those are the masked inputs: whoever
-        # drops out later is in the sum all the same.
-        minimum = self._server.setting.parameters.minimum_cohort if step <= Step.MASK else 0
-        return len(self._stored.get(Step(step), ())) >= minimum and self._server.ready(Step(step))
+        return self._server.ready(Step(step))
 
     def request(self, step: int, name: str) -> bytes:
         return self._server.request(Step(step), name)

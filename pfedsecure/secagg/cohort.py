@@ -29,6 +29,7 @@ class Cohort:
         self.own = own
         self.sharing = Sharing.of(setting.parameters, len(roster))
         self.encoding = Encoding.of(setting.parameters, len(roster))
+        self._fewest = max(self.sharing.quorum, setting.parameters.minimum_cohort)
         self._secrets: dict[int, bytes] = {}
 
     @property
@@ -59,14 +60,17 @@ class Cohort:
         self._secrets.clear()
 
     def require_quorum(self, bitmap: bytes, what: str) -> Members:
-        """The set in `bitmap`. Raises MessageRejected unless it is a quorum and includes this client."""
+        """The set in `bitmap`.
+
+        Raises MessageRejected unless it is a quorum, has the plan's minimum of clients and includes this one.
+        """
         chosen = messages.from_bitmap(bitmap, len(self.roster), f"the bitmap of {what}")
         if not chosen[self.own]:
             raise MessageRejected(f"the {what} do not include this client, which is one of them; it leaves the round")
-        if chosen.sum() < self.sharing.quorum:
+        if chosen.sum() < self._fewest:
             raise MessageRejected(
                 f"{chosen.sum()} {what} of a cohort of {len(self.roster)} are too few to hide this client among, "
-                f"{self.sharing.quorum} are needed"
+                f"{self._fewest} are needed"
             )
         return chosen
 

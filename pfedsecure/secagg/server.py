@@ -69,7 +69,11 @@ class ServerRound:
         arrived = len(self._stored.get(step, ()))
         if step is Step.ADVERTISE:
             return self.setting.parameters.minimum_cohort <= arrived <= LARGEST_COHORT
-        return arrived >= self.sharing.quorum and (step is not Step.UNMASK or bool(self.recoverable().all()))
+        # Clients go on with so many participants and survivors. Whoever drops out later is in the sum all the same.
+        minimum = self.setting.parameters.minimum_cohort if step <= Step.MASK else 0
+        if arrived < max(self.sharing.quorum, minimum):
+            return False
+        return step is not Step.UNMASK or bool(self.recoverable().all())
 
     def check(self, step: Step, name: str, message: bytes, now: datetime, over: datetime | None = None) -> None:
         """Raise MessageRejected for a message from `name` that must not be stored.
