@@ -14,6 +14,7 @@ import numpy as np
 from cryptography import x509
 
 from pfedsecure.aggregation.interface import Aggregate, Contribution, RoundIdentity, Save, Stored
+from pfedsecure.errors import MessageRejected
 from pfedsecure.pki.identity import Identity
 from pfedsecure.plan import Plan
 from pfedsecure.secagg import (
@@ -102,6 +103,8 @@ class SecureClientRound:
         return self._client.reply
 
     def answer(self, request: bytes, now: datetime) -> bytes:
+        if self._client.step is Step.UNMASK:
+            raise MessageRejected("secure aggregation ended with this client's shares; the server asks for more")
         match Step(self._client.step + 1):
             case Step.SHARE:
                 return self._client.share(request, now)

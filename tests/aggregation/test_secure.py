@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import numpy as np
@@ -217,6 +217,16 @@ def test_a_client_that_crashed_goes_on_where_it_was(
     np.testing.assert_array_equal(this.server.result().context, undisturbed)
     with pytest.raises(StateError, match="of another round"):
         side.restore(saved[-1], RoundIdentity("0f" * 16, 8, "ab" * 32), chosen["c01"], saved.append, now)
+
+
+def test_nothing_is_answered_after_the_last_step(secure_plan: MakePlan, secure_round: Any) -> None:
+    this = secure_round(secure_plan(), contributions(3))
+    this.run()
+    client, saved = this.clients["c01"], list(this.saved["c01"])
+    for request in (b"", this.server.request(5, "c01")):
+        with pytest.raises(MessageRejected, match="the server asks for more"):
+            client.answer(request, datetime(2030, 1, 1, tzinfo=UTC))
+    assert (client.step, client.message, this.saved["c01"]) == (5, this.stored[5]["c01"], saved)
 
 
 @pytest.mark.parametrize(("step", "in_the_mean"), [(2, range(5)), (3, range(5)), (4, range(7)), (5, range(7))], ids=str)
