@@ -34,10 +34,11 @@ Guaranteed, for a client that follows the rules and takes part in one cohort of 
 
 Not guaranteed, by this or any protocol of its kind:
 
-- Availability. The server can end any round, and so can a third of the clients; a client that deals wrong shares ends
-  the round for the holders who find out. A lost round reveals nothing.
-- Sound inputs. A client may put in anything within the clip and the largest weight, and, if it tampers with its mask,
-  anything that passes `Encoding.decode`: the mean may be poisoned.
+- Availability. The server can end any round, and so can any one client: with a masked input that is none, and by
+  dealing wrong shares for the holders who find out. A lost round reveals nothing.
+- Sound inputs. A client may put in anything within the clip and the largest weight, and, if it makes up its masked
+  input, anything with which the sum passes `Encoding.decode`: also a larger or a negative weight, and with it any mean
+  within the clip.
 - That the sum itself tells little. Clients who know all inputs but one know that one; the server picks the cohort from
   the certified clients, over and over: `minimum_cohort` must exceed what may collude by what has to hide together, and
   what repeated sums tell is for differential privacy to bound. A metric that only one client sends is that client's.

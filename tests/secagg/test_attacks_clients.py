@@ -228,3 +228,26 @@ def test_a_key_with_which_nothing_is_secret_and_four_that_do_not_mind_lose_the_s
     this.unmask()
     with pytest.raises(MessageRejected, match="is of small order"):
         result(this.server)
+
+
+@pytest.mark.parametrize("weight", ["what is left of the cohort's", "negative"])
+def test_a_client_that_makes_up_its_input_sets_the_mean_within_the_clip(
+    new_round: NewRound, monkeypatch: pytest.MonkeyPatch, weight: str
+) -> None:
+    """What nothing stops, with 1000 as the largest weight: see docs/attacks.md. It knows what the others send."""
+    this = new_round(5)
+    honest = Update(np.array([0.5, -0.5, 0.25, 0, -0.5], np.float32), 900)
+    updates = dict.fromkeys(this.names, honest) | {"c04": Update(honest.values, 1)}
+    encode, others, target = Encoding.encode, 4 * honest.weight, np.ones(5)
+    claimed = 5 * 1000 - others if weight != "negative" else 5 - others
+
+    def made_up(self: Encoding, update: Update, entropy: Any) -> Any:
+        if update.weight != 1:
+            return encode(self, update, entropy)
+        values = (target * (others + claimed) - others * honest.values) / self.step
+        return np.concatenate([np.round(values).astype(np.int64), [claimed, 1, 1]]).astype(self.dtype)
+
+    monkeypatch.setattr(Encoding, "encode", made_up)
+    mean = this.run(updates).mean
+    assert mean.total_weight == others + claimed
+    np.testing.assert_allclose(mean.values, target, rtol=0, atol=1e-9)
