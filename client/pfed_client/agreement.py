@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from pfed_client.state import ClientState
+from pfed_client.state import START_ANEW, ClientState
 from pfedsecure.errors import PlanError, PlanMismatch, StateError
 from pfedsecure.plan import Plan
 from pfedsecure.wire.api import FederationApi
@@ -51,12 +51,12 @@ def check_pins(state: ClientState, plan: Plan, federation_id: str) -> None:
     if pinned.digest() != plan.digest():
         raise PlanMismatch(
             f"the server's plan (digest {short(plan.digest())}) is not the one that {state.folder} agreed to "
-            f"(digest {short(pinned.digest())}); to join the new federation, give another --state"
+            f"(digest {short(pinned.digest())}); {START_ANEW}"
         )
     if state.record.federation_id != federation_id:
         raise StateError(
             f"{state.folder}: belongs to federation {short(state.record.federation_id or '')}, the server runs "
-            f"{short(federation_id)} (its state was lost or replaced); have it restored, or give another --state"
+            f"{short(federation_id)} (its state was lost or replaced); have it restored, and {START_ANEW}"
         )
 
 

@@ -35,6 +35,12 @@ from pfedsecure.plan import Plan, first_problem
 
 FORMAT = 1
 
+START_ANEW = (
+    "ask its operator why before you start anew with another --state: what two sums over nearly the same clients "
+    "differ by can be this client's prompt"
+)
+"""Advice where the server is not what it was. Only the state knows in which rounds of which federation it took part."""
+
 
 class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -214,7 +220,7 @@ def require_same_data(folder: Path, settings: Settings, found: str, joined_with:
         raise StateError(
             f"{folder}: the images of {settings.data} are not those that this client joined with (fingerprint "
             f"{found[:12]}, then {joined_with[:12]}): it could be tested on images that it trained on; restore the "
-            "data, or give another --state"
+            "data, or ask the server's operator, then start anew with another --state"
         )
 
 
@@ -241,4 +247,7 @@ def _model_file(folder: Path) -> Path:
 
 
 def _damaged(path: Path, what: str) -> StateError:
-    return StateError(f"{path}: damaged ({what}); restore it from a copy, or start anew with another --state")
+    return StateError(
+        f"{path}: damaged ({what}); restore it from a copy, or ask the server's operator, then start anew with another "
+        "--state"
+    )

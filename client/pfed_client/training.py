@@ -19,7 +19,7 @@ from pfed_client.exchange import Download, Exchange
 from pfed_client.local_model import Array, LocalModel
 from pfed_client.metrics import RoundRecord
 from pfed_client.observer import Observer
-from pfed_client.state import ClientState
+from pfed_client.state import START_ANEW, ClientState
 from pfedsecure.errors import PlanError, StateError
 
 
@@ -108,7 +108,7 @@ class Training:
         if trained_round > number:
             raise StateError(
                 f"{self._state.folder}: already trained in round {trained_round}, the server is back at round {number} "
-                "(an older copy of its state was restored); give another --state to start anew"
+                f"(an older copy of its state was restored); {START_ANEW}"
             )
         started = time.monotonic()
         own = self._model.context if trained_round else None

@@ -47,9 +47,11 @@ async def test_the_first_plan_is_believed_unless_another_was_expected(
 async def test_pins(state: ClientState, make_plan: Callable[..., Plan]) -> None:
     state.pin(make_plan(), "f" * 32)
     await agree(PlanApi(make_plan()), state)  # type: ignore[arg-type]
-    with pytest.raises(PlanMismatch, match=r"is not the one that .* agreed to .*--state"):
+    with pytest.raises(PlanMismatch, match=r"is not the one that .* agreed to .*; ask its operator why before you"):
         await agree(PlanApi(make_plan(rounds__count=99)), state)  # type: ignore[arg-type]
-    with pytest.raises(StateError, match=r"belongs to federation ffffffffffff, the server runs eeeeeeeeeeee .*lost"):
+    with pytest.raises(
+        StateError, match=r"belongs to federation ffffffffffff, the server runs eeeeeeeeeeee .*lost.* ask its operator"
+    ):
         await agree(PlanApi(make_plan(), "e" * 32), state)  # type: ignore[arg-type]
 
 
