@@ -187,6 +187,6 @@ def _each(rows: Iterable[Row], column: str) -> Iterable[float]:
 def _flower_version(python: Path) -> str:
     question = "from importlib.metadata import version; print(version('flwr'))"
     answer = subprocess.run([str(python), "-c", question], capture_output=True, text=True, check=False)
-    if answer.returncode:
+    if answer.returncode or not answer.stdout.strip():
         raise click.ClickException(f"{python} has no flwr; install it there, or leave out --flower-python")
     return answer.stdout.strip()

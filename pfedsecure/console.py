@@ -27,7 +27,7 @@ def exit_cleanly(program: str) -> Iterator[None]:
     except PfedError as error:
         click.echo(f"{program}: error: {one_line(str(error))}", err=True)
         sys.exit(error.exit_code)
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, click.Abort):  # click's is Ctrl-C, or the end of input, at a question
         click.echo(f"{program}: interrupted", err=True)
         sys.exit(INTERRUPTED)
 

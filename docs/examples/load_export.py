@@ -7,6 +7,8 @@ from PIL import Image
 
 from pfed_client.classifier import Classifier
 
+if len(sys.argv) != 3:
+    sys.exit("give the exported file and an image: python load_export.py FILE IMAGE")
 classifier = Classifier.from_export(Path(sys.argv[1]))
 features = classifier.features([Image.open(sys.argv[2]).convert("RGB")])
 probabilities = classifier.probabilities(features)[0]

@@ -124,6 +124,11 @@ def verify_issued(
 
     `usage`: the one key usage that it must be for. `who` goes into the IdentityError that refuses it.
     """
+    # How many bits of a signature's last byte do not count is not signed: one certificate would have several forms.
+    if not certificate.public_bytes(Encoding.DER).endswith(b"\0" + certificate.signature):
+        raise IdentityError(
+            f"certificate of {who} is not in the form that it was issued in: get it from its owner again"
+        )
     ca_policy, ee_policy = _policies(usage)
     verifier = (
         PolicyBuilder()

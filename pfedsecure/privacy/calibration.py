@@ -18,12 +18,14 @@ import math
 _CONTINUED_FRACTION_FROM = 4.0
 _CONTINUED_FRACTION_DEPTH = 80
 _PRECISION = 1e-13
+_MARGIN = 1e-9
+"""Of delta: far more than `_delta` is off by, also where two nearly equal numbers are subtracted in it."""
 
 
 def gaussian_delta(sigma: float, epsilon: float, sensitivity: float) -> float:
     """The smallest delta with which noise of standard deviation `sigma` gives `epsilon`.
 
-    Relative error below 1e-12 where sigma / sensitivity is between 1e-3 and 1e3, as far as delta is above 1e-300;
+    Relative error below 1e-10 where sigma / sensitivity is between 1e-3 and 1e3, as far as delta is above 1e-300;
     smaller ones may be 0. Raises ValueError unless sigma and sensitivity are positive and epsilon is not negative.
     """
     _require("sigma", sigma, sigma > 0)
@@ -33,7 +35,7 @@ def gaussian_delta(sigma: float, epsilon: float, sensitivity: float) -> float:
 
 
 def analytic_sigma(epsilon: float, delta: float, sensitivity: float) -> float:
-    """The smallest standard deviation that gives (`epsilon`, `delta`), rounded up by less than one part in 10^12.
+    """The smallest standard deviation that gives (`epsilon`, `delta`), rounded up by a few parts in 10^9 at most.
 
     Raises ValueError unless epsilon >= 0, 0 < delta < 1 and sensitivity > 0, all finite; and where the answer is
     outside of what floating point can tell, a sigma below 1e-3 or above 1e9 times the sensitivity.
@@ -42,6 +44,7 @@ def analytic_sigma(epsilon: float, delta: float, sensitivity: float) -> float:
     _require("delta", delta, 0 < delta < 1)
     _require("sensitivity", sensitivity, sensitivity > 0)
     low, high = 1e-3, 1e9
+    delta *= 1 - _MARGIN
     if not _delta(high, epsilon) <= delta < _delta(low, epsilon):
         raise ValueError(f"no usable noise gives epsilon {epsilon:g} with delta {delta:g}")
     while high > low * (1 + _PRECISION):
