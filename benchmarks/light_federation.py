@@ -118,9 +118,9 @@ def choose(
             )
             return [str(other) for other in drawn if other != name][:k]
         case Matching.RANDOM:
-            index = LotServerMatching(plan.seed).index([PoolEntry(owner, owner, b"") for owner in pool.lent])
-            lot = LotClientMatching()
-            return lot.rank(index.answer(b"", k, name, round_number), k)
+            index = LotServerMatching(plan.seed).index([PoolEntry(owner, owner, b"", b"") for owner in pool.lent])
+            ranked_by_lot = LotClientMatching().rank(index.answer(b"", k, name, round_number), k)
+            return [candidate.expert_id for candidate in ranked_by_lot]
 
 
 def _nearest_first(plan: Plan, pool: Pool, name: str) -> list[str]:
@@ -128,10 +128,11 @@ def _nearest_first(plan: Plan, pool: Pool, name: str) -> list[str]:
     if not pool.contexts:
         return []
     matching, own = PlainClientMatching(), pool.contexts[name]
-    entries = [PoolEntry(owner, owner, matching.sketch(context)) for owner, context in pool.contexts.items()]
+    entries = [PoolEntry(owner, owner, matching.sketch(context, 1), b"") for owner, context in pool.contexts.items()]
     shape = own.shape[0], own.shape[1]
     index: MatchIndex = PlainServerMatching(shape, plan.prompt.max_norm).index(entries)
-    return matching.rank(index.answer(matching.query(own), len(entries), name, 0), len(entries))
+    answer = index.answer(matching.query(own, 1, 2), len(entries), name, 2)
+    return [candidate.expert_id for candidate in matching.rank(answer, len(entries))]
 
 
 def _experts(model: LocalModel, pool: Pool, owners: Sequence[str]) -> Array:

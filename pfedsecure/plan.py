@@ -13,12 +13,15 @@ import tomllib
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from pfedsecure.data.class_names import normalise_class_name
 from pfedsecure.errors import PlanError
 
 NonEmpty = Annotated[str, Field(min_length=1)]
+SMALLEST_EPSILON = 0.1
+"""Of a sketch's noise."""
+
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
@@ -108,8 +111,9 @@ class ProtectionPlan(_Section):
     """`secure`: the server learns the cohort's mean and no single prompt, weight or metric."""
     experts: Literal["sealed", "plain"] = "sealed"
     """`sealed`: clients lend each other prompts in envelopes that the server cannot open or make."""
-    matching: Literal["random", "plain"] = "random"
-    """`random` draws experts by lot and tells the server nothing; `plain` finds the nearest and shows it prompts."""
+    matching: Literal["he", "dp", "random", "plain"] = "he"
+    """How the nearest experts are found: `he` on encrypted sketches, `dp` on noised ones, `plain` on the prompts
+    themselves, which the server then sees. `random` draws experts by lot."""
     metrics: bool = False
     """Whether clients that agree add accuracy and loss to the secure sum, so that the operator sees their means."""
 
@@ -118,6 +122,26 @@ class ProtectionPlan(_Section):
         if self.metrics and self.aggregation != "secure":
             raise ValueError('metrics take aggregation = "secure": the server would see every client\'s own')
         return self
+
+
+class MatchingPlan(_Section):
+    """What experts are compared by: a random projection of the prompt to `dimension` numbers."""
+
+    dimension: Annotated[int, Field(ge=1, le=1024)] = 64
+    """m: more is nearer to the distances of the prompts themselves, and dearer."""
+    clip: Positive = 2.0
+    """Norm that a sketch, the projection of how far a prompt went from the start, is clipped to."""
+    epsilon: Positive | None = None
+    """Of the noise on each sketch that is published: with `dp` against the server, with `he` against whoever has the
+    cohort's secret too. None: no noise, which `dp` does not take."""
+    delta: Annotated[float, Field(gt=0, lt=1)] = 1e-5
+
+    @field_validator("epsilon")
+    @classmethod
+    def _leaves_something(cls, epsilon: float | None) -> float | None:
+        if epsilon is not None and epsilon < SMALLEST_EPSILON:
+            raise ValueError(f"less than {SMALLEST_EPSILON:g} leaves nothing of a sketch; draw experts by lot instead")
+        return epsilon
 
 
 class SecureAggregationPlan(_Section):
@@ -138,7 +162,7 @@ class SecureAggregationPlan(_Section):
 
 
 class Plan(_Section):
-    """A whole federation plan; the defaults are the embedded demo's."""
+    """A whole federation plan. The defaults are the paper's, but for the model: that is the embedded one."""
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")] = "pfedsecure"
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 1
@@ -150,6 +174,7 @@ class Plan(_Section):
     training: TrainingPlan = TrainingPlan()
     rounds: RoundsPlan = RoundsPlan()
     protection: ProtectionPlan = ProtectionPlan()
+    matching: MatchingPlan = MatchingPlan()
     secure_aggregation: SecureAggregationPlan = SecureAggregationPlan()
 
     @model_validator(mode="after")
@@ -160,6 +185,20 @@ class Plan(_Section):
                 f'rounds.minimum_cohort {minimum} is too small for protection.aggregation = "secure": of two clients '
                 'each could read the other\'s prompt off the mean; make it 3 or more, or ask for "plain"'
             )
+        return self
+
+    @model_validator(mode="after")
+    def _matching_goes_with_the_rest(self) -> Plan:
+        way, experts = self.protection.matching, self.protection.experts
+        if way == "he" and experts != "sealed":
+            raise ValueError(
+                'protection.matching = "he" hides sketches of prompts that protection.experts = "plain" shows; seal '
+                'the experts, or ask for matching = "plain" or "random"'
+            )
+        if way == "dp" and self.matching.epsilon is None:
+            raise ValueError('protection.matching = "dp" needs matching.epsilon; give one, or ask for "he"')
+        if self.matching.epsilon is not None and way not in ("dp", "he"):
+            raise ValueError(f'matching.epsilon does nothing with protection.matching = "{way}"; leave it off')
         return self
 
     @model_validator(mode="after")
@@ -181,6 +220,15 @@ class Plan(_Section):
     def sealed_experts(self) -> bool:
         """Whether clients lend each other experts that the server cannot open."""
         return self.n_experts > 0 and self.protection.experts == "sealed"
+
+    def with_matching(self, way: str) -> Plan:
+        """This plan with another `protection.matching`. Raises PlanError where that does not go with the rest."""
+        values = self.model_dump(by_alias=True)
+        values["protection"]["matching"] = way
+        try:
+            return Plan.model_validate(values)
+        except ValidationError as error:
+            raise PlanError(f"--matching {way}: {first_problem(error)}") from None
 
     def to_json(self) -> str:
         """Canonical form: what `digest` is taken of and what travels."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -114,8 +115,32 @@ def test_protections_are_on_unless_they_are_asked_off() -> None:
         "sealed",
         False,
     )
-    assert plan.protection.matching != "plain"
+    assert plan.protection.matching == "he"
     assert len(plan.unprotected()) == 1  # differential privacy, which there is none of yet
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('[protection]\nmatching = "dp"\n', 'matching = "dp" needs matching.epsilon'),
+        ('[protection]\nexperts = "plain"\n', 'hides sketches of prompts that protection.experts = "plain" shows'),
+        ('[protection]\nmatching = "random"\n[matching]\nepsilon = 8\n', 'nothing with protection.matching = "random"'),
+        ("[matching]\nepsilon = 0.01\n", "matching.epsilon: less than 0.1 leaves nothing of a sketch"),
+        ("[matching]\nclip = 0\n", "matching.clip"),
+        ("[matching]\ndimension = 2000\n", "matching.dimension"),
+    ],
+)
+def test_matching_that_does_not_go_with_the_rest_is_refused(tmp_path: Path, text: str, message: str) -> None:
+    with pytest.raises(PlanError, match=re.escape(message)):
+        read(tmp_path, TWO + text)
+
+
+def test_another_way_of_matching_can_be_asked_for() -> None:
+    plan = Plan(class_names=("a", "b"))
+    assert plan.with_matching("random").protection.matching == "random"
+    assert plan.with_matching("he") == plan
+    with pytest.raises(PlanError, match=r"^--matching dp: .*needs matching.epsilon"):
+        plan.with_matching("dp")
 
 
 def test_two_may_take_part_where_nothing_hides_them(tmp_path: Path) -> None:

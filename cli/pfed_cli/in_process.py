@@ -37,7 +37,10 @@ class InProcessApi(FederationApi):
     async def get_global_prompt(self, round_number: int) -> bytes:
         return await self._coordinator.get_global_prompt(self._peer, round_number)
 
-    async def match(self, request: rnd.MatchRequest) -> rnd.MatchReply:
+    async def set_up_matching(self, epoch: int, setup: bytes) -> rnd.Receipt:
+        return await self._coordinator.set_up_matching(self._peer, epoch, setup)
+
+    async def match(self, request: rnd.MatchRequest) -> bytes:
         return await self._coordinator.match(self._peer, request)
 
     async def get_experts(self, round_number: int, expert_ids: Sequence[str]) -> dict[str, bytes]:

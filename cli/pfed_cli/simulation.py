@@ -146,6 +146,7 @@ class _Federation:
         self._backbone = backbone
         self._folder = folder
         self._store = SqlStore.in_memory(plan)
+        self._matching_thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="encrypted matching")
         authority = Authority.create(folder / "pki" / "authority", "simulation")
         self._coordinator = Coordinator(
             plan,
@@ -153,6 +154,7 @@ class _Federation:
             context_shape=(plan.prompt.context_length, backbone.tower.width),
             authority=authority.certificate,
             clock=StandingClock(),
+            executor=self._matching_thread,
         )
 
     async def run(self, clients: Sequence[SimulatedClient]) -> dict[str, ClientResult]:
@@ -160,6 +162,7 @@ class _Federation:
             tasks = await self._run(clients)
             owner = {member.expert_id: member.name for member in self._store.load().members.values()}
         finally:
+            self._matching_thread.shutdown()
             self._store.close()
         return {client.name: task.result().result(owner) for client, task in zip(clients, tasks, strict=True)}
 

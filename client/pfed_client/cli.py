@@ -50,6 +50,16 @@ _FILE = click.Path(dir_okay=False, path_type=Path)
     default=None,
     help="Whether accuracy and loss may join the secure sum, in a plan that has them.  [default: no]",
 )
+@click.option(
+    "--matching",
+    type=click.Choice(["he", "dp", "random", "plain"]),
+    help="Take part only where the plan finds experts in this way.  [default: in any way]",
+)
+@click.option(
+    "--fetch",
+    type=click.Choice(["nearest", "all"]),
+    help="Fetch the nearest experts, or all, so that the server cannot tell which are near.  [default: nearest]",
+)
 @click.option("--quiet", is_flag=True, help="No progress, only warnings and errors.")
 @click.option("--dp-epsilon", type=float, metavar="E", help="Differential privacy. Not available in this version.")
 @click.version_option(pfedsecure.__version__)
@@ -74,6 +84,8 @@ def main(
     retry_seconds: float,
     threads: int | None,
     share_metrics: bool | None,
+    matching: str | None,
+    fetch: Literal["nearest", "all"] | None,
     quiet: bool,
     dp_epsilon: float | None,
 ) -> None:
@@ -89,7 +101,7 @@ def main(
     if dp_epsilon is not None:
         raise ProtectionUnavailable(
             f"--dp-epsilon {dp_epsilon:g}: this version cannot give differential privacy yet, and nothing was sent; "
-            "leave it off only if it is acceptable that prompts may reveal training images to peers and server"
+            "leave it off only if it is acceptable that prompts may reveal training images to peers that borrow them"
         )
     if insecure and identity is not None:
         raise click.UsageError("--identity goes with TLS, not with --insecure")
@@ -114,6 +126,8 @@ def main(
         retry_seconds=retry_seconds,
         threads=threads,
         share_metrics=share_metrics,
+        matching=matching,
+        fetch=fetch,
     )
     with watcher(quiet=quiet) as watch:
         status = take_part(options, watch, warn=lambda sentence: click.echo(f"NOT PROTECTED: {sentence}", err=True))

@@ -5,8 +5,10 @@ Symbols: n x d context, K experts. Everything received is checked for shape, fin
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import logging
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 
@@ -15,13 +17,15 @@ from google.protobuf.message import DecodeError
 
 from pfed_client.local_model import Array
 from pfed_client.receipts import check_receipt
+from pfedsecure.console import one_line
 from pfedsecure.errors import MessageRejected
 from pfedsecure.experts.interface import ClientExperts
 from pfedsecure.experts.lent import lent_shape
-from pfedsecure.matching.factory import client_matching
+from pfedsecure.matching.candidates import Candidate, read_candidates
+from pfedsecure.matching.interface import ClientMatching
 from pfedsecure.plan import Plan
 from pfedsecure.wire.api import FederationApi
-from pfedsecure.wire.tensors import check_norm, from_tensor
+from pfedsecure.wire.tensors import from_tensor
 from pfedsecure.wire.v1 import payload_pb2 as payload
 from pfedsecure.wire.v1 import round_pb2 as rnd
 
@@ -50,10 +54,31 @@ class Download:
     bytes_down: int
 
 
-class Exchange:
-    """The messages of a client of `plan`; `initial (n, d)` is the plan's own start."""
+@dataclass(frozen=True)
+class _Matched:
+    """What may be borrowed, best first, and the bytes that it took to know."""
 
-    def __init__(self, api: FederationApi, plan: Plan, initial: Array, experts: ClientExperts) -> None:
+    candidates: Sequence[Candidate]
+    bytes_up: int
+    bytes_down: int
+
+
+class Exchange:
+    """The messages of a client of `plan`; `initial (n, d)` is the plan's own start.
+
+    `fetch_all`: fetch the experts of all others and choose here, so that the server does not learn which.
+    """
+
+    def __init__(
+        self,
+        api: FederationApi,
+        plan: Plan,
+        initial: Array,
+        experts: ClientExperts,
+        matching: ClientMatching,
+        *,
+        fetch_all: bool = False,
+    ) -> None:
         self._api = api
         self._n_experts = plan.n_experts
         self._initial = initial
@@ -61,7 +86,8 @@ class Exchange:
         self._shape: tuple[int, int] = (initial.shape[0], initial.shape[1])
         self._lent_shape = lent_shape(plan, self._shape)
         self._experts = experts
-        self._matching = client_matching(plan)
+        self._matching = matching
+        self._fetch_all = fetch_all
 
     async def global_prompt(self, round_number: int) -> GlobalPrompt:
         """The context that a round starts from; 0: the newest. Raises MessageRejected."""
@@ -69,28 +95,33 @@ class Exchange:
         digest = hashlib.sha256(content).hexdigest()
         return GlobalPrompt(self._read_prompt(content) if content else self._initial, digest, len(content))
 
-    async def download(self, round_number: int, own: Array | None) -> Download:
-        """Global prompt and the experts matched with `own`, the client's newest prompt, or with the start without one.
+    async def download(self, round_number: int, own: Array | None, trained_round: int) -> Download:
+        """Global prompt and the experts matched with `own`, trained in a round, or with the start when it is None.
 
         Raises MessageRejected for anything malformed; an expert that cannot be used is left out and reported.
         """
         prompt = await self.global_prompt(round_number)
         if not self._n_experts:
             return Download(prompt, np.zeros((0, *self._lent_shape), np.float32), 0, prompt.size)
-        query = self._matching.query(prompt.start if own is None else own)
-        reply = await self._api.match(rnd.MatchRequest(round=round_number, query=query, experts=self._n_experts))
-        ids = self._matching.rank(reply.answer, self._n_experts)
-        if len(set(ids)) != len(ids):
-            raise MessageRejected("the server's match answer names an expert twice")
-        contents = await self._api.get_experts(round_number, ids) if ids else {}
-        if sorted(contents) != sorted(ids):
-            raise MessageRejected("the server sent other experts than were asked for")
-        experts = [await self._expert(key, contents[key], round_number) for key in ids]
+        own = prompt.start if own is None else own
+        if self._fetch_all:
+            matched = await self._everything(round_number)
+        else:
+            matched = await self._matched(round_number, own, trained_round)
+        contents = await self._fetch(round_number, matched.candidates)
+        experts = [
+            await self._expert(item, contents[item.expert_id], round_number)
+            for item in matched.candidates
+            if item.expert_id in contents
+        ]
+        usable = [expert for expert in experts if expert is not None]
+        if self._fetch_all:
+            usable = self._nearest(usable, own)
         return Download(
             prompt,
-            np.array([expert for expert in experts if expert is not None], np.float32).reshape(-1, *self._lent_shape),
-            bytes_up=len(query),
-            bytes_down=prompt.size + len(reply.answer) + sum(len(content) for content in contents.values()),
+            np.array(usable, np.float32).reshape(-1, *self._lent_shape),
+            bytes_up=matched.bytes_up,
+            bytes_down=prompt.size + matched.bytes_down + sum(len(content) for content in contents.values()),
         )
 
     def bounded(self, context: Array) -> Array:
@@ -104,13 +135,14 @@ class Exchange:
         Always the same bytes for the same. Peers are matched by the context alone.
         """
         message = payload.Publication(
-            expert=self._experts.pack(lent, round_number), sketch=self._matching.sketch(lent[: self._shape[0]])
+            expert=self._experts.pack(lent, round_number),
+            sketch=self._matching.sketch(self._context(lent), round_number),
         )
         return message.SerializeToString(deterministic=True)
 
     async def publish(self, lent: Array, round_number: int) -> int:
         """Send the expert of a round; returns its bytes. Raises MessageRejected, also for a wrong receipt."""
-        publication = self.publication(lent, round_number)
+        publication = await asyncio.to_thread(self.publication, lent, round_number)
         check_receipt(await self._api.publish_expert(round_number, publication), publication)
         return len(publication)
 
@@ -120,16 +152,61 @@ class Exchange:
             tensor = payload.Tensor.FromString(content)
         except DecodeError:
             raise MessageRejected(f"{what} from the server cannot be decoded") from None
-        context = from_tensor(tensor, self._shape, what)
-        check_norm(context, self._max_norm, what)
-        return context
+        return self.bounded(from_tensor(tensor, self._shape, what))
 
-    async def _expert(self, expert_id: str, content: bytes, round_number: int) -> Array | None:
-        """A peer's prompt; None, with a warning, for one that cannot be used: its author must not stop others."""
+    async def _matched(self, round_number: int, own: Array, trained_round: int) -> _Matched:
+        query = await asyncio.to_thread(self._matching.query, own, trained_round, round_number)
+        request = rnd.MatchRequest(round=round_number, query=query, experts=self._n_experts)
+        answer = await self._api.match(request)
+        bytes_up, bytes_down = len(query), len(answer)
+        if self._matching.asks_for_setup(answer):
+            bytes_up += await self._set_up_matching() + len(query)
+            answer = await self._api.match(request)
+            bytes_down += len(answer)
+        ranked = await asyncio.to_thread(self._matching.rank, answer, self._n_experts)
+        return _Matched(ranked, bytes_up, bytes_down)
+
+    async def _set_up_matching(self) -> int:
+        """Give the server what matching needs in the newest epoch; returns its bytes. Raises MessageRejected."""
+        epoch, setup = self._matching.epoch, await asyncio.to_thread(self._matching.setup)
+        check_receipt(await self._api.set_up_matching(epoch, setup), setup)
+        return len(setup)
+
+    async def _everything(self, round_number: int) -> _Matched:
+        request = rnd.MatchRequest(round=round_number, experts=self._n_experts, everything=True)
+        answer = await self._api.match(request)
+        return _Matched(read_candidates(answer), 0, len(answer))
+
+    async def _fetch(self, round_number: int, candidates: Sequence[Candidate]) -> dict[str, bytes]:
+        ids = [candidate.expert_id for candidate in candidates]
+        if len(set(ids)) != len(ids):
+            raise MessageRejected("the server's match answer names an expert twice")
+        contents = await self._api.get_experts(round_number, ids) if ids else {}
+        if not contents.keys() <= set(ids):
+            raise MessageRejected("the server sent other experts than were asked for")
+        if len(contents) < len(ids):  # a member left, or has other keys since the round was opened
+            _logger.warning("%d of %d experts are not there any more", len(ids) - len(contents), len(ids))
+        return contents
+
+    def _nearest(self, experts: Sequence[Array], own: Array) -> list[Array]:
+        """Of what was lent, the K whose contexts are nearest to `own (n, d)` in Euclidean distance, nearest first."""
+        squared = [float(((self._context(expert).astype(np.float64) - own) ** 2).sum()) for expert in experts]
+        return [experts[row] for row in np.argsort(squared, kind="stable")[: self._n_experts]]
+
+    def _context(self, lent: Array) -> Array:
+        """The context `(n, d)` of what was lent."""
+        return lent[: self._shape[0]]
+
+    async def _expert(self, candidate: Candidate, content: bytes, round_number: int) -> Array | None:
+        """What a peer lends; None, with a warning, for one that cannot be used: its author must not stop others."""
+        expert_id = candidate.expert_id
         try:
-            return self._experts.unpack(content, expert_id, round_number)
+            lent = self._experts.unpack(content, expert_id, round_number)
+            if not self._fetch_all:
+                self._matching.check(candidate, self._context(lent))
+            return lent
         except MessageRejected as error:
-            _logger.warning("%s; this round goes on without it", error)
+            _logger.warning("%s; this round goes on without it", one_line(str(error)))
             with suppress(MessageRejected):  # the report is for the operator; this client does not depend on it
                 await self._api.report_expert(rnd.ReportExpertRequest(round=round_number, expert_id=expert_id))
             return None

@@ -126,8 +126,18 @@ class GrpcApi(FederationApi):
 
         return await self._persistently(fetch)
 
-    async def match(self, request: rnd.MatchRequest) -> rnd.MatchReply:
-        return await self._unary(self._round.Match, request)
+    async def set_up_matching(self, epoch: int, setup: bytes) -> rnd.Receipt:
+        return await self._upload(self._round.SetUpMatching, Payload(0, setup, epoch=epoch))
+
+    async def match(self, request: rnd.MatchRequest) -> bytes:
+        async def fetch() -> bytes:
+            async with aclosing(self._stream(self._round.Match, request)) as chunks:
+                payload = await join_one(chunks)
+            if payload.round != request.round:
+                raise MessageRejected(f"the server answered for round {payload.round}, not {request.round}")
+            return payload.data
+
+        return await self._persistently(fetch)
 
     async def get_experts(self, round_number: int, expert_ids: Sequence[str]) -> dict[str, bytes]:
         request = rnd.GetExpertsRequest(round=round_number, expert_ids=expert_ids)
@@ -135,9 +145,10 @@ class GrpcApi(FederationApi):
         async def fetch() -> dict[str, bytes]:
             async with aclosing(self._stream(self._round.GetExperts, request)) as chunks:
                 payloads = [payload async for payload in join(chunks, max_payloads=len(expert_ids))]
-            if [(payload.round, payload.expert_id) for payload in payloads] != [(round_number, i) for i in expert_ids]:
+            found = {payload.expert_id: payload.data for payload in payloads}
+            if len(found) < len(payloads) or any(payload.round != round_number for payload in payloads):
                 raise MessageRejected("the server sent other experts than were asked for")
-            return {payload.expert_id: payload.data for payload in payloads}
+            return found
 
         return await self._persistently(fetch)
 

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Literal
 
 import click
+import numpy as np
 
 from pfed_client.agreement import Agreement, agree
 from pfed_client.grpc_api import GrpcApi
@@ -29,8 +30,9 @@ from pfed_client.state import ClientState, Settings
 from pfedsecure.aggregation.factory import client_aggregation
 from pfedsecure.console import INTERRUPTED, Address
 from pfedsecure.data import ImageSet, open_images
-from pfedsecure.errors import IdentityError, StateError, StateLocked
+from pfedsecure.errors import IdentityError, PlanMismatch, StateError, StateLocked
 from pfedsecure.experts.factory import client_experts
+from pfedsecure.matching.factory import client_matching
 from pfedsecure.pki.development import DEVELOPMENT_FOLDER, enrol
 from pfedsecure.pki.identity import CERTIFICATE_FILE, Identity
 from pfedsecure.pki.names import validate_name
@@ -62,6 +64,9 @@ class JoinOptions:
     retry_seconds: float
     threads: int | None
     share_metrics: bool | None
+    matching: str | None
+    """The way of matching that the plan must have, where one was named."""
+    fetch: Literal["nearest", "all"] | None
 
 
 def take_part(options: JoinOptions, watch: Watcher, warn: Callable[[str], None]) -> int:
@@ -101,6 +106,7 @@ async def _join(
         on_retry=watch.retrying,
     ) as api:
         agreement = await agree(api, state, expected)
+        _require_matching(agreement.plan, options.matching)
         _require_protections(agreement, state, identity)
         if identity is None:
             warn("no TLS: whoever is on this machine can read along")
@@ -111,11 +117,21 @@ async def _join(
         await session.run()
 
 
+def _require_matching(plan: Plan, wanted: str | None) -> None:
+    found = plan.protection.matching
+    if wanted not in (None, found):
+        raise PlanMismatch(
+            f'the server\'s plan has protection.matching = "{found}", --matching asks for "{wanted}"; leave it off if '
+            "that is acceptable, or ask the server's operator for another plan"
+        )
+
+
 def _require_protections(agreement: Agreement, state: ClientState, identity: Identity | None) -> None:
     """Raise ProtectionUnavailable or IdentityError now, not after the minutes that images and weights can take."""
     shape = agreement.plan.prompt.context_length, 1  # the width is not known yet, and nothing here depends on it
     client_experts(agreement.plan, shape, agreement.federation_id, identity, state.seen)
     client_aggregation(agreement.plan, shape, identity)
+    client_matching(agreement.plan, np.zeros(shape, np.float32), identity, state.kept, state.releases.record)
 
 
 async def _session(
@@ -160,6 +176,7 @@ async def _session(
             backbone_digest=participant.backbone.digest,
             identity=identity,
             share_metrics=settings.share_metrics,
+            fetch_all=settings.fetch == "all",
             observer=watch,
         )
 
@@ -271,6 +288,7 @@ def _settings(options: JoinOptions, state: ClientState) -> Settings:
         "backbone_dir": None if options.backbone_dir is None else options.backbone_dir.absolute(),
         "precision": options.precision,
         "share_metrics": options.share_metrics,
+        "fetch": options.fetch,
     }
     return defaults.model_copy(update={key: value for key, value in now.items() if value is not None})
 

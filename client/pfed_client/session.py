@@ -27,8 +27,10 @@ from pfed_client.state import ClientState, model_owner
 from pfed_client.training import RoundTrainer, Training
 from pfedsecure.aggregation.factory import client_aggregation
 from pfedsecure.aggregation.interface import Contribution, RoundIdentity
+from pfedsecure.console import one_line
 from pfedsecure.errors import MessageRejected, NotAMember, StateError
 from pfedsecure.experts.factory import client_experts
+from pfedsecure.matching.factory import client_matching
 from pfedsecure.pki.identity import Identity
 from pfedsecure.wire.api import FederationApi
 from pfedsecure.wire.v1 import federation_pb2 as fed
@@ -45,8 +47,9 @@ class Session:
 
     `backbone_digest` is of the weights that `trainer` uses; with the plan it says what a saved model belongs to.
     `identity`: this client's certificate, for the protections that take one. `share_metrics`: whether accuracy and loss
-    join the secure sum where the plan has them. `executor` runs the training, by default a thread of the event loop's
-    own pool. Raises ProtectionUnavailable when the plan asks for what cannot be had without an identity.
+    join the secure sum where the plan has them. `fetch_all`: see `Exchange`. `executor` runs the training, by default a
+    thread of the event loop's own pool. Raises ProtectionUnavailable when the plan asks for what cannot be had without
+    an identity.
     """
 
     def __init__(
@@ -59,6 +62,7 @@ class Session:
         backbone_digest: str,
         identity: Identity | None = None,
         share_metrics: bool = False,
+        fetch_all: bool = False,
         observer: Observer | None = None,
         executor: Executor | None = None,
     ) -> None:
@@ -72,7 +76,8 @@ class Session:
         initial = trainer.initial_context()
         shape = initial.shape[0], initial.shape[1]
         self._experts = client_experts(agreement.plan, shape, agreement.federation_id, identity, state.seen)
-        self._exchange = Exchange(api, agreement.plan, initial, self._experts)
+        matching = client_matching(agreement.plan, initial, identity, state.kept, state.releases.record)
+        self._exchange = Exchange(api, agreement.plan, initial, self._experts, matching, fetch_all=fetch_all)
         self._contributor = Contributor(api, client_aggregation(agreement.plan, shape, identity), state)
         self._limits = Limits(agreement.plan)
         owner = model_owner(agreement.plan, backbone_digest)
@@ -170,11 +175,13 @@ class Session:
         except LeftRound as left:
             self._over_for_me = number
             self._observer.withdrew(number, str(left))
-        except MessageRejected:
+        except MessageRejected as refused:
+            # One round is lost for this client, whoever broke the rules; the next may be none the worse for it.
             now = await self._newer_than(0)
             if now.phase == fed.FEDERATION_PHASE_ROUND_OPEN and (now.round, now.step) == (number, view.step):
-                raise
-            if view.step <= self._contributor.input_step:
+                self._over_for_me = number
+                self._observer.withdrew(number, one_line(str(refused)))
+            elif view.step <= self._contributor.input_step:
                 self._leave_out(number)
 
     def _leave_out(self, number: int) -> None:

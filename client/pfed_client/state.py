@@ -5,6 +5,8 @@
     metrics.jsonl       one line a round
     aggregation.bin     its part in the aggregation of its newest round; holds secrets while that round is open
     seen.json           the newest expert that it opened of each author
+    matching/           its newest sketch and query, as they were sent
+    releases.jsonl      one line for each noised release, from before its noise was drawn
     result.json         how good the final model is
     identity/           key and certificate
     features/           cache of image features
@@ -27,8 +29,10 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from pfed_client.aggregation_file import AggregationFile
 from pfed_client.files import write_atomically
+from pfed_client.kept_file import KeptFiles
 from pfed_client.local_model import LocalModel
 from pfed_client.metrics import MetricsLog
+from pfed_client.release_log import ReleaseLog
 from pfed_client.seen import SeenFile
 from pfedsecure.errors import StateError, StateLocked
 from pfedsecure.plan import Plan, first_problem
@@ -60,6 +64,8 @@ class Settings(_Section):
     precision: Literal["fp32", "bf16"]
     share_metrics: bool = False
     """Whether accuracy and loss may join the secure sum of a plan that has them."""
+    fetch: Literal["nearest", "all"] = "nearest"
+    """Whose experts are fetched: of those that matching found, or of everybody."""
 
     def backbone(self, plan: Plan) -> tuple[str, str]:
         """open_clip's name of the frozen model, and its weights (tag or file)."""
@@ -108,6 +114,8 @@ class ClientState:
         self.metrics = MetricsLog(folder / "metrics.jsonl")
         self.aggregation = AggregationFile(folder / "aggregation.bin")
         self.seen = SeenFile(folder / "seen.json")
+        self.kept = KeptFiles(folder / "matching")
+        self.releases = ReleaseLog(folder / "releases.jsonl")
 
     def __enter__(self) -> Self:
         return self

@@ -112,7 +112,7 @@ class Training:
             )
         started = time.monotonic()
         own = self._model.context if trained_round else None
-        download = await self._exchange.download(number, own)
+        download = await self._exchange.download(number, own, trained_round)
         trained = await self._in_thread(number, download, over)
         if trained is None:
             return False

@@ -69,7 +69,8 @@ class Backbone:
         """The context `(n, d)` that a federation starts from, the same on every machine.
 
         N(0, 0.02) from the plan's seed; the words of `prompt.context_init`, if any, take the last places, next to the
-        class name. Raises PlanError when they are more than n.
+        class name, rounded to bfloat16 as `digest` is: sketches of prompts are relative to it, and are compared to the
+        last bit between clients of either precision. Raises PlanError when they are more than n.
         """
         shape = (plan.prompt.context_length, self.tower.width)
         generator = np.random.default_rng(derive_seed(plan.seed, "initial context"))
@@ -81,7 +82,7 @@ class Backbone:
                     f"prompt.context_init has {len(words)} tokens, prompt.context_length is {len(context)}; "
                     "raise the length or use fewer words"
                 )
-            context[len(context) - len(words) :] = words.cpu().numpy()
+            context[len(context) - len(words) :] = words.bfloat16().float().cpu().numpy()
         return context
 
 

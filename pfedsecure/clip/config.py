@@ -32,8 +32,8 @@ def model_config(model: str, config_dir: Path | None = None) -> dict[str, Any]:
             return dict(config)
     known = "" if config_dir is None else f" in {config_dir} or"
     raise BackboneError(
-        f"model {model!r} is not known{known} to open_clip; check --backbone, or give the folder of its configuration "
-        "file with --backbone-dir"
+        f"model {model!r} is not known{known} to open_clip; check the plan's backbone.model, or give the folder of its "
+        "configuration file with --backbone-dir"
     )
 
 

@@ -24,13 +24,14 @@ from numpy.typing import NDArray
 
 from pfedsecure.matching.candidates import Candidate, write_candidates
 from pfedsecure.matching.interface import PoolEntry
+from pfedsecure.matching.keyless import KeylessIndex
 
 _SPARE = 16
 """Looked at beyond what was asked for: the asker's own, and what float32 cannot tell apart."""
 _SMALLEST = 64
 
 
-class GridIndex:
+class GridIndex(KeylessIndex):
     """A pool of sketches of `dimension` integers, a `MatchIndex`. May be used by several threads.
 
     `read` gives the vector `(dimension,)` of a sketch, integers of magnitude below 2**24 in float32, or raises

@@ -15,35 +15,38 @@ from numpy.typing import NDArray
 from pfedsecure.errors import MessageRejected
 from pfedsecure.matching.candidates import Candidate, read_candidates, write_candidates
 from pfedsecure.matching.interface import PoolEntry
+from pfedsecure.matching.keyless import KeylessClient, KeylessIndex, KeylessServer
 
 
-class LotClientMatching:
+class LotClientMatching(KeylessClient):
     """The client's side."""
 
-    def sketch(self, context: NDArray[np.float32]) -> bytes:
+    def sketch(self, context: NDArray[np.float32], trained_round: int) -> bytes:
         return b""
 
-    def query(self, context: NDArray[np.float32]) -> bytes:
+    def query(self, context: NDArray[np.float32], trained_round: int, round_number: int) -> bytes:
         return b""
 
-    def rank(self, answer: bytes, k: int) -> list[str]:
-        return [candidate.expert_id for candidate in read_candidates(answer)[:k]]
+    def rank(self, answer: bytes, k: int) -> list[Candidate]:
+        return read_candidates(answer)[:k]
 
 
-class LotServerMatching:
+class LotServerMatching(KeylessServer):
     """The server's side."""
+
+    max_sketch_bytes = 0
 
     def __init__(self, seed: int) -> None:
         self._seed = seed
 
-    def check_sketch(self, sketch: bytes) -> None:
+    def check_sketch(self, sketch: bytes, epoch: int) -> None:
         _require_empty(sketch, "sketch")
 
     def index(self, pool: Sequence[PoolEntry]) -> LotMatchIndex:
         return LotMatchIndex(pool, self._seed)
 
 
-class LotMatchIndex:
+class LotMatchIndex(KeylessIndex):
     """Draws without replacement; the same seed, round and asker give the same draw."""
 
     def __init__(self, pool: Sequence[PoolEntry], seed: int) -> None:

@@ -15,38 +15,43 @@ from numpy.typing import NDArray
 from pfedsecure.errors import MessageRejected
 from pfedsecure.matching.candidates import Candidate, read_candidates, write_candidates
 from pfedsecure.matching.interface import PoolEntry
+from pfedsecure.matching.keyless import KeylessClient, KeylessIndex, KeylessServer
 from pfedsecure.wire.tensors import check_norm, from_tensor, to_tensor
 from pfedsecure.wire.v1.payload_pb2 import PlainSketch
 
+FRAMING_BYTES = 64
+"""More than the shape and the tags of a sketch take on the wire."""
 
-class PlainClientMatching:
+
+class PlainClientMatching(KeylessClient):
     """The client's side for contexts of `shape (n, d)`."""
 
-    def sketch(self, context: NDArray[np.float32]) -> bytes:
+    def sketch(self, context: NDArray[np.float32], trained_round: int) -> bytes:
         return PlainSketch(vector=to_tensor(context.reshape(-1))).SerializeToString(deterministic=True)
 
-    def query(self, context: NDArray[np.float32]) -> bytes:
-        return self.sketch(context)
+    def query(self, context: NDArray[np.float32], trained_round: int, round_number: int) -> bytes:
+        return self.sketch(context, trained_round)
 
-    def rank(self, answer: bytes, k: int) -> list[str]:
-        return [candidate.expert_id for candidate in read_candidates(answer)[:k]]
+    def rank(self, answer: bytes, k: int) -> list[Candidate]:
+        return read_candidates(answer)[:k]
 
 
-class PlainServerMatching:
+class PlainServerMatching(KeylessServer):
     """The server's side for sketches of `n * d` numbers and Euclidean norm up to `max_norm`."""
 
     def __init__(self, shape: tuple[int, int], max_norm: float) -> None:
         self._size = shape[0] * shape[1]
         self._max_norm = max_norm
+        self.max_sketch_bytes = self._size * np.dtype(np.float32).itemsize + FRAMING_BYTES
 
-    def check_sketch(self, sketch: bytes) -> None:
+    def check_sketch(self, sketch: bytes, epoch: int) -> None:
         check_norm(read_sketch(sketch, self._size), self._max_norm, "the sketch")
 
     def index(self, pool: Sequence[PoolEntry]) -> PlainMatchIndex:
         return PlainMatchIndex(pool, self._size)
 
 
-class PlainMatchIndex:
+class PlainMatchIndex(KeylessIndex):
     """FAISS index, exact in L2, over the pool of one round."""
 
     def __init__(self, pool: Sequence[PoolEntry], size: int) -> None:

@@ -12,7 +12,7 @@ Distances. For fixed u, over the choice of signs (Achlioptas 2003, the lemma of 
 With m = 64 a distance comes out with a standard deviation of at most 9 %, and as less than half or more than 1.33 times
 itself (h = 0.75) with probability below 0.023. For nearest neighbours this means: a peer that is a fifth farther than
 another is usually told apart from it, two that differ by a few per cent are not; they may change places. How often the
-nearest stay the nearest on trained prompts is measured in docs/matching-dp.md. The bound is for contexts that do not
+nearest stay the nearest on trained prompts is measured in docs/matching.md. The bound is for contexts that do not
 depend on the seed: somebody who knows it can make a prompt that is far away and whose sketch is not.
 
 Sensitivity. Whatever the data, ||S(c)|| <= clip; so two sketches are at most 2 clip apart, whatever was changed: one

@@ -29,10 +29,14 @@ class FederationApi(Protocol):
     async def get_global_prompt(self, round_number: int) -> bytes:
         """Serialised Tensor; empty before the first aggregation. Round 0 asks for the newest."""
 
-    async def match(self, request: rnd.MatchRequest) -> rnd.MatchReply: ...
+    async def set_up_matching(self, epoch: int, setup: bytes) -> rnd.Receipt:
+        """`setup` is what the plan's way of matching needs in an epoch of the cohort's secret."""
+
+    async def match(self, request: rnd.MatchRequest) -> bytes:
+        """The answer in the form of the plan's way of matching."""
 
     async def get_experts(self, round_number: int, expert_ids: Sequence[str]) -> dict[str, bytes]:
-        """The experts asked for, by id, in the order asked for."""
+        """The experts asked for, by id; without those that are not in the pool any more."""
 
     async def report_expert(self, request: rnd.ReportExpertRequest) -> rnd.ReportExpertReply: ...
 

@@ -29,6 +29,7 @@ class Payload:
     data: bytes
     expert_id: str = ""
     step: int = 0
+    epoch: int = 0
 
 
 def split(payload: Payload) -> Iterator[PayloadChunk]:
@@ -40,6 +41,7 @@ def split(payload: Payload) -> Iterator[PayloadChunk]:
             sha256=hashlib.sha256(payload.data).digest(),
             expert_id=payload.expert_id,
             step=payload.step,
+            epoch=payload.epoch,
         )
     )
     for start in range(0, len(payload.data), CHUNK_BYTES):
@@ -103,4 +105,4 @@ async def join_one(
 def _verified(header: PayloadHeader, data: bytes) -> Payload:
     if hashlib.sha256(data).digest() != header.sha256:
         raise MessageRejected("a payload does not match its digest; it was damaged on the way")
-    return Payload(round=header.round, data=data, expert_id=header.expert_id, step=header.step)
+    return Payload(round=header.round, data=data, expert_id=header.expert_id, step=header.step, epoch=header.epoch)

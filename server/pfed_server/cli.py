@@ -17,6 +17,7 @@ from pfed_server.sql_store import SqlStore
 from pfedsecure.aggregation.factory import server_aggregation
 from pfedsecure.clip.config import context_shape
 from pfedsecure.console import Address, exit_cleanly, parse_address
+from pfedsecure.errors import ProtectionUnavailable
 from pfedsecure.pki.development import DEVELOPMENT_FOLDER, ensure_development_pki
 from pfedsecure.pki.identity import Identity
 from pfedsecure.plan import Plan
@@ -38,6 +39,12 @@ _logger = logging.getLogger("pfed_server")
     "plan_file",
     type=click.Path(path_type=Path),
     help="The federation's plan.  [default: the embedded demo's]",
+    show_default=False,
+)
+@click.option(
+    "--matching",
+    type=click.Choice(["he", "dp", "random", "plain"]),
+    help="How experts are found, whatever the plan says.  [default: as the plan says]",
     show_default=False,
 )
 @click.option(
@@ -69,6 +76,7 @@ def main(
     insecure: bool,
     listen: Address,
     plan_file: Path | None,
+    matching: str | None,
     state: Path,
     identity_folder: Path | None,
     backbone_dir: Path | None,
@@ -84,6 +92,8 @@ def main(
         raise click.UsageError("--identity goes with --tls")
     logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     plan = Plan.from_toml(plan_file or DEMO_PLAN)
+    if matching is not None:
+        plan = plan.with_matching(matching)
     shape = context_shape(plan, backbone_dir)
     identity = None
     if insecure:
@@ -92,6 +102,11 @@ def main(
         identity = _identity(identity_folder)
     authority = None if identity is None else identity.authority
     server_aggregation(plan, shape, authority)  # refuses what cannot be had before a state is made for it
+    if insecure and plan.sealed_experts:
+        raise ProtectionUnavailable(
+            'the plan asks for protection.experts = "sealed", which takes certificates: use --tls, or a plan that asks '
+            'for "plain"'
+        )
     with closing(SqlStore.open(state, plan)) as store:
         coordinator = Coordinator(plan, store, context_shape=shape, authority=authority)
         _introduce(plan, plan_file, state, insecure)

@@ -16,6 +16,7 @@ import math
 import re
 import secrets
 from collections.abc import Sequence
+from concurrent.futures import Executor
 from dataclasses import replace
 from functools import partial
 
@@ -48,7 +49,8 @@ _logger = logging.getLogger(__name__)
 class Coordinator:
     """One federation's server, without a transport. `context_shape (n, d)` is that of the plan's prompt.
 
-    `authority` certifies the clients. Raises ProtectionUnavailable when the plan asks for what cannot be had without.
+    `authority` certifies the clients. `executor` runs what takes long of matching, by default processes of its own.
+    Raises ProtectionUnavailable when the plan asks for what cannot be had without.
     """
 
     def __init__(
@@ -59,16 +61,18 @@ class Coordinator:
         context_shape: tuple[int, int],
         authority: x509.Certificate | None = None,
         clock: Clock | None = None,
+        executor: Executor | None = None,
     ) -> None:
         self._plan = plan
         self._store = store
         aggregation = server_aggregation(plan, context_shape, authority)
         self._federation = Federation(plan, store, aggregation, clock or SystemClock())
         self._aggregating = Aggregating(self._federation)
-        self._lending = Lending(self._federation, context_shape)
+        self._lending = Lending(self._federation, context_shape, executor)
         self._know_the_end: set[str] = set()
 
     async def start(self) -> None:
+        await self._lending.start()
         await self._federation.start()
 
     def end_waits(self) -> None:
@@ -78,11 +82,17 @@ class Coordinator:
     async def stop(self) -> None:
         """Make no more transitions; what is being stored is finished. No calls after this."""
         await self._federation.stop()
+        await self._lending.stop()
 
     @property
     def max_upload_bytes(self) -> int:
         """Most bytes of a message of the open round's aggregation or of a publication."""
         return max(self._aggregating.max_message_bytes, self._lending.max_publication_bytes)
+
+    @property
+    def max_setup_bytes(self) -> int:
+        """Most bytes of what matching needs in an epoch."""
+        return self._lending.max_setup_bytes
 
     async def get_plan(self, peer: Peer) -> fed.GetPlanReply:
         """The plan, for everybody with a certificate of the federation."""
@@ -139,12 +149,20 @@ class Coordinator:
         self._federation.count(member.name, sent=len(prompt))
         return prompt
 
-    async def match(self, peer: Peer, request: rnd.MatchRequest) -> rnd.MatchReply:
+    def expect_setup(self, peer: Peer, _round_number: int) -> Member:
+        """The member that may set up matching. Raises as `expect_publication`."""
+        return self._member(peer)
+
+    async def set_up_matching(self, peer: Peer, epoch: int, setup: bytes) -> rnd.Receipt:
+        """Raises MessageRejected for what cannot be used. For an epoch that is set up already nothing changes."""
+        return await self._lending.set_up(self._member(peer), epoch, setup)
+
+    async def match(self, peer: Peer, request: rnd.MatchRequest) -> bytes:
         """Raises MessageRejected, also for more experts than the plan's."""
         return await self._lending.match(self._member(peer), request)
 
     async def get_experts(self, peer: Peer, round_number: int, expert_ids: Sequence[str]) -> dict[str, bytes]:
-        """The experts asked for, in that order. Raises MessageRejected for one that the round's pool does not hold."""
+        """Those of the experts asked for that are in the pool, in that order. Raises MessageRejected."""
         return await self._lending.fetch(self._member(peer), round_number, expert_ids)
 
     async def report_expert(self, peer: Peer, request: rnd.ReportExpertRequest) -> rnd.ReportExpertReply:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import logging
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Callable, Sequence
+from concurrent.futures import Executor, ThreadPoolExecutor
 from functools import partial
-
-import numpy as np
+from typing import TypeVar
 
 from pfed_server.federation import Federation
 from pfed_server.publication import read_publication
@@ -18,8 +20,19 @@ from pfedsecure.experts.factory import server_experts
 from pfedsecure.matching.factory import server_matching
 from pfedsecure.matching.interface import MatchIndex
 from pfedsecure.wire.v1 import round_pb2 as rnd
+from pfedsecure.wire.v1.payload_pb2 import PlainMatchAnswer
+
+T = TypeVar("T")
 
 OVERHEAD_BYTES = 4096
+EPOCHS_KEPT = 4
+"""For so many epochs of the cohort's secret matching stays set up."""
+SECONDS_TO_SET_UP = 30
+"""Then another member is asked."""
+ANSWERS_A_ROUND = 8
+"""To one query of a member: one is needed, some more after crashes; each takes the server a while."""
+MATCHES_AT_ONCE = 16
+"""They wait for the processes that compute; in threads of their own, so that nothing else waits for them."""
 
 _logger = logging.getLogger(__name__)
 
@@ -27,26 +40,67 @@ _logger = logging.getLogger(__name__)
 class Lending:
     """The calls of `federation`'s members about experts; callers have proved to be members."""
 
-    def __init__(self, federation: Federation, context_shape: tuple[int, int]) -> None:
+    def __init__(self, federation: Federation, context_shape: tuple[int, int], executor: Executor | None) -> None:
         self._federation = federation
         self._n_experts = federation.plan.n_experts
         self._experts = server_experts(federation.plan, context_shape)
-        self._matching = server_matching(federation.plan, context_shape)
-        sketch_bytes = context_shape[0] * context_shape[1] * np.dtype(np.float32).itemsize
-        self.max_publication_bytes = self._experts.max_bytes + sketch_bytes + OVERHEAD_BYTES
+        self._matching = server_matching(federation.plan, context_shape, executor)
+        self.max_publication_bytes = self._experts.max_bytes + self._matching.max_sketch_bytes + OVERHEAD_BYTES
+        self.max_setup_bytes = self._matching.max_setup_bytes
+        self._threads = ThreadPoolExecutor(MATCHES_AT_ONCE, thread_name_prefix="matching")
+        self._setting_up, self._indexing = asyncio.Lock(), asyncio.Lock()
         self._index: tuple[int, MatchIndex] | None = None
+        self._asked: tuple[int, dict[str, bytes]] = 0, {}
+        self._answers: Counter[str] = Counter()
+        self._set_up = asyncio.Event()
+        self._asked_to_set_up: dict[int, tuple[str, float]] = {}
 
-    async def match(self, member: Member, request: rnd.MatchRequest) -> rnd.MatchReply:
+    async def start(self) -> None:
+        """Set up matching with what the store has."""
+        for epoch, setup in (await asyncio.to_thread(self._federation.store.setups)).items():
+            await self._in_thread(partial(self._matching.install, epoch, setup))
+
+    async def stop(self) -> None:
+        """End what runs for matching."""
+        await asyncio.to_thread(self._matching.close)
+        self._threads.shutdown(wait=False, cancel_futures=True)
+
+    async def set_up(self, member: Member, epoch: int, setup: bytes) -> rnd.Receipt:
+        """Take what matching needs in an epoch, where it is not there yet. Raises MessageRejected."""
+        async with self._setting_up:
+            if epoch not in self._federation.state.matching_epochs:
+                if self._asked_to_set_up.get(epoch, ("", 0.0))[0] != member.name:
+                    raise MessageRejected(f"{member.name} was not asked to set up matching for epoch {epoch}")
+                await self._in_thread(partial(self._matching.install, epoch, setup))
+                await self._federation.exclusively(partial(self._save_setup, member.name, epoch, setup))
+                self._index = None  # for the experts of this epoch, which it leaves out
+                _logger.info("%s set up matching for epoch %d", member.name, epoch)
+                self._set_up.set()
+                self._set_up = asyncio.Event()
+        return rnd.Receipt(sha256=hashlib.sha256(setup).digest())
+
+    async def match(self, member: Member, request: rnd.MatchRequest) -> bytes:
         if not 1 <= request.experts <= self._n_experts:
             raise MessageRejected(f"{request.experts} experts asked for, the plan allows 1 to {self._n_experts}")
-        index = await self._federation.exclusively(partial(self._match_index, member.name, request.round))
-        answer = await asyncio.to_thread(index.answer, request.query, request.experts, member.name, request.round)
+        if request.everything:
+            part_of(self._federation.state, member.name, request.round)
+            return self._all_but(member)
+        self._check_asked_once(member.name, request)
+        index = await self._match_index(member.name, request.round)
+        while epoch := index.lacks_setup(request.query):
+            if self._is_asked_to_set_up(member.name, epoch):
+                return index.asking_for_setup(epoch)
+            await self._federation.clock.wait(self._set_up, SECONDS_TO_SET_UP)
+            index = await self._match_index(member.name, request.round)
+        answer = await self._in_thread(
+            partial(index.answer, request.query, request.experts, member.name, request.round)
+        )
         self._federation.count(member.name, received=len(request.query), sent=len(answer))
-        return rnd.MatchReply(answer=answer)
+        return answer
 
     async def fetch(self, member: Member, round_number: int, expert_ids: Sequence[str]) -> dict[str, bytes]:
-        if len(expert_ids) > self._n_experts or len(set(expert_ids)) < len(expert_ids):
-            raise MessageRejected(f"experts are fetched once each, at most {self._n_experts} of them")
+        if len(expert_ids) > len(self._federation.state.pooled) or len(set(expert_ids)) < len(expert_ids):
+            raise MessageRejected("experts are fetched once each, and no more than there are")
         experts = await self._federation.exclusively(partial(self._fetch, member.name, round_number, expert_ids))
         self._federation.count(member.name, sent=sum(map(len, experts.values())))
         return experts
@@ -58,8 +112,8 @@ class Lending:
         if author == member.name:
             raise MessageRejected(f"expert {request.expert_id[:40]!r} is not another member's")
         note = partial(self._federation.store.record_report, member.name, request.expert_id)
-        await self._federation.exclusively(partial(asyncio.to_thread, note))
-        _logger.warning("%s cannot use the expert of %s, fetched in round %d", member.name, author, request.round)
+        if await self._federation.exclusively(partial(asyncio.to_thread, note)):
+            _logger.warning("%s cannot use the expert of %s, fetched in round %d", member.name, author, request.round)
         return rnd.ReportExpertReply()
 
     def expect(self, member: Member, round_number: int) -> None:
@@ -76,20 +130,61 @@ class Lending:
         self._federation.count(member.name, received=len(publication))
         return await self._federation.exclusively(partial(self._publish, member.name, round_number, content))
 
+    def _is_asked_to_set_up(self, name: str, epoch: int) -> bool:
+        """Whether this member is to set up matching for an epoch; others wait, and are asked when it does not."""
+        now = self._federation.clock.monotonic()
+        asked, until = self._asked_to_set_up.get(epoch, (name, now))
+        if asked != name and now < until:
+            return False
+        self._asked_to_set_up[epoch] = name, now + SECONDS_TO_SET_UP
+        return True
+
+    def _all_but(self, member: Member) -> bytes:
+        """The experts of all others, in an order that tells nothing."""
+        state = self._federation.state
+        answer = PlainMatchAnswer()
+        for expert_id in sorted(state.members[name].expert_id for name in state.pooled if name != member.name):
+            answer.candidates.add(expert_id=expert_id)
+        return answer.SerializeToString(deterministic=True)
+
+    def _check_asked_once(self, name: str, request: rnd.MatchRequest) -> None:
+        """Raise MessageRejected for a second query in a round, where every answer tells of others' sketches."""
+        if not self._matching.one_query:
+            return
+        if self._asked[0] != request.round:
+            self._asked, self._answers = (request.round, {}), Counter()
+        digest = hashlib.sha256(request.query).digest()
+        if self._asked[1].setdefault(name, digest) != digest:
+            raise MessageRejected(f"{name} has already sent another query in round {request.round}")
+        self._answers[name] += 1
+        if self._answers[name] > ANSWERS_A_ROUND:
+            raise MessageRejected(f"{name} has had {ANSWERS_A_ROUND} answers to its query in round {request.round}")
+
     async def _match_index(self, name: str, round_number: int) -> MatchIndex:
-        part_of(self._federation.state, name, round_number)
-        if self._index is None or self._index[0] != round_number:
-            pool = await asyncio.to_thread(self._federation.store.pool)
-            self._index = round_number, await asyncio.to_thread(self._matching.index, pool)
-        return self._index[1]
+        """That of the open round. Made while others' calls go on: it can take long."""
+        async with self._indexing:
+            part_of(self._federation.state, name, round_number)
+            if self._index is None or self._index[0] != round_number:
+                pool = await self._federation.exclusively(partial(asyncio.to_thread, self._federation.store.pool))
+                self._index = round_number, await self._in_thread(partial(self._matching.index, pool))
+            return self._index[1]
+
+    async def _save_setup(self, name: str, epoch: int, setup: bytes) -> None:
+        state = self._federation.state
+        in_use = Counter(pooled.epoch for pooled in state.pooled.values())
+        drop = None
+        if len(state.matching_epochs) >= EPOCHS_KEPT:
+            drop = min(state.matching_epochs, key=lambda known: (in_use[known], known))
+            self._matching.forget(drop)
+        await self._federation.change(partial(self._federation.store.save_setup, epoch, name, setup, drop))
+
+    async def _in_thread(self, work: Callable[[], T]) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._threads, work)
 
     async def _fetch(self, name: str, round_number: int, expert_ids: Sequence[str]) -> dict[str, bytes]:
         part_of(self._federation.state, name, round_number)
         experts = await asyncio.to_thread(self._federation.store.experts, expert_ids)
-        for expert_id in expert_ids:
-            if expert_id not in experts:
-                raise MessageRejected(f"expert {expert_id[:40]!r} is not in the pool of round {round_number}")
-        return {expert_id: experts[expert_id] for expert_id in expert_ids}
+        return {expert_id: experts[expert_id] for expert_id in expert_ids if expert_id in experts}
 
     def _may_replace(self, name: str, round_number: int) -> bool:
         """Whether a member's publication for a round would take the place of its expert in the pool."""

@@ -22,5 +22,5 @@ def read_publication(
     except DecodeError:
         raise MessageRejected("the publication is not a Publication") from None
     epoch = experts.check(publication.expert, expert_id, round_number)
-    matching.check_sketch(publication.sketch)
+    matching.check_sketch(publication.sketch, epoch)
     return StoredPublication(publication.expert, publication.sketch, epoch, hashlib.sha256(data).digest())

@@ -96,6 +96,16 @@ class ReportRow(Base):
     reporter: Mapped[str] = mapped_column(ForeignKey(MemberRow.name), primary_key=True)
 
 
+class MatchingRow(Base):
+    """What matching needs in an epoch of the cohort's secret, as some member made it."""
+
+    __tablename__ = "matching"
+
+    epoch: Mapped[int] = mapped_column(primary_key=True)
+    member: Mapped[str] = mapped_column(ForeignKey(MemberRow.name))
+    setup: Mapped[bytes] = mapped_column(deferred=True)
+
+
 class PoolRow(Base):
     """The newest visible expert of a member, and the round it comes from."""
 

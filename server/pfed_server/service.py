@@ -89,8 +89,16 @@ class RoundService(RoundServicer):
         for chunk in split(Payload(request.round, prompt)):
             yield chunk
 
-    async def Match(self, request: rnd.MatchRequest, context: ServicerContext) -> rnd.MatchReply:
-        return await self._coordinator.match(self._identify(context), request)
+    async def SetUpMatching(self, chunks: AsyncIterator[PayloadChunk], context: ServicerContext) -> rnd.Receipt:
+        limit = self._coordinator.max_setup_bytes
+        payload = await self._receive(chunks, context, self._coordinator.expect_setup, limit)
+        return await self._coordinator.set_up_matching(self._identify(context), payload.epoch, payload.data)
+
+    async def Match(self, request: rnd.MatchRequest, context: ServicerContext) -> AsyncIterator[PayloadChunk]:
+        answer = await self._coordinator.match(self._identify(context), request)
+        self._identify(context)
+        for chunk in split(Payload(request.round, answer)):
+            yield chunk
 
     async def GetExperts(self, request: rnd.GetExpertsRequest, context: ServicerContext) -> AsyncIterator[PayloadChunk]:
         experts = await self._coordinator.get_experts(self._identify(context), request.round, request.expert_ids)
@@ -102,7 +110,8 @@ class RoundService(RoundServicer):
         return await self._coordinator.report_expert(self._identify(context), request)
 
     async def PublishExpert(self, chunks: AsyncIterator[PayloadChunk], context: ServicerContext) -> rnd.Receipt:
-        payload = await self._receive(chunks, context, self._coordinator.expect_publication)
+        limit = self._coordinator.max_upload_bytes
+        payload = await self._receive(chunks, context, self._coordinator.expect_publication, limit)
         return await self._coordinator.publish_expert(self._identify(context), payload.round, payload.data)
 
     async def GetStepRequest(self, request: rnd.StepRequest, context: ServicerContext) -> AsyncIterator[PayloadChunk]:
@@ -111,11 +120,16 @@ class RoundService(RoundServicer):
             yield chunk
 
     async def SubmitStep(self, chunks: AsyncIterator[PayloadChunk], context: ServicerContext) -> rnd.Receipt:
-        payload = await self._receive(chunks, context, self._coordinator.expect_message)
+        limit = self._coordinator.max_upload_bytes
+        payload = await self._receive(chunks, context, self._coordinator.expect_message, limit)
         return await self._coordinator.submit_step(self._identify(context), payload.round, payload.step, payload.data)
 
     async def _receive(
-        self, chunks: AsyncIterator[PayloadChunk], context: ServicerContext, expect: Callable[[Peer, int], object]
+        self,
+        chunks: AsyncIterator[PayloadChunk],
+        context: ServicerContext,
+        expect: Callable[[Peer, int], object],
+        max_bytes: int,
     ) -> Payload:
         """An upload that its caller may make, says `expect`. What it may cost is bounded in bytes, time and number.
 
@@ -134,7 +148,7 @@ class RoundService(RoundServicer):
         self._uploads[caller] += 1
         try:
             async with asyncio.timeout(UPLOAD_SECONDS):
-                return await join_one(chunks, max_bytes=self._coordinator.max_upload_bytes, on_header=expected)
+                return await join_one(chunks, max_bytes=max_bytes, on_header=expected)
         except TimeoutError:
             raise MessageRejected(
                 f"the upload did not arrive within {UPLOAD_SECONDS:g} s; check the connection and try again"

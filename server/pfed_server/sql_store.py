@@ -11,7 +11,7 @@ from sqlalchemy import Engine, Integer, cast, delete, func, insert, select, upda
 from sqlalchemy.orm import Session, sessionmaker
 
 from pfed_server.database import StateFolder, empty_log, in_memory_engine
-from pfed_server.schema import MemberRow, MessageRow, MetaRow, PartRow, PoolRow, ReportRow, RoundRow
+from pfed_server.schema import MatchingRow, MemberRow, MessageRow, MetaRow, PartRow, PoolRow, ReportRow, RoundRow
 from pfed_server.store import (
     Closing,
     History,
@@ -170,10 +170,23 @@ class SqlStore:
             entry.epoch, entry.digest = publication.epoch, publication.digest
             return _newer_state(session)
 
-    def record_report(self, reporter: str, expert_id: str) -> None:
+    def save_setup(self, epoch: int, name: str, setup: bytes, drop: int | None) -> State:
+        with self._transaction() as session:
+            session.execute(delete(MatchingRow).where(MatchingRow.epoch == drop))
+            session.add(MatchingRow(epoch=epoch, member=name, setup=setup))
+            return _newer_state(session)
+
+    def setups(self) -> dict[int, bytes]:
+        with self._transaction() as session:
+            return dict(session.execute(select(MatchingRow.epoch, MatchingRow.setup)).all())
+
+    def record_report(self, reporter: str, expert_id: str) -> bool:
         with self._transaction() as session:
             author = session.scalars(select(MemberRow.name).where(MemberRow.expert_id == expert_id)).one()
-            session.merge(ReportRow(author=author, reporter=reporter))
+            if session.get(ReportRow, (author, reporter)) is not None:
+                return False
+            session.add(ReportRow(author=author, reporter=reporter))
+            return True
 
     def close_round(self, number: int, closed_at: float, closing: Closing, traffic: Mapping[str, Traffic]) -> State:
         with self._transaction() as session:
@@ -205,9 +218,11 @@ class SqlStore:
     def pool(self) -> list[PoolEntry]:
         with self._transaction() as session:
             rows = session.execute(
-                select(PoolRow.member, MemberRow.expert_id, PoolRow.sketch).join(MemberRow).order_by(PoolRow.member)
+                select(PoolRow.member, MemberRow.expert_id, PoolRow.sketch, PoolRow.digest)
+                .join(MemberRow)
+                .order_by(PoolRow.member)
             )
-            return [PoolEntry(owner, expert_id, sketch) for owner, expert_id, sketch in rows]
+            return [PoolEntry(*row) for row in rows]
 
     def experts(self, expert_ids: Sequence[str]) -> dict[str, bytes]:
         with self._transaction() as session:
@@ -229,6 +244,7 @@ def _state(session: Session) -> State:
         select(MemberRow.name, MemberRow.fingerprint, MemberRow.instance_id, MemberRow.expert_id, MemberRow.taking_part)
     )
     pooled = session.execute(select(PoolRow.member, PoolRow.round, PoolRow.epoch, PoolRow.digest))
+    matching_epochs = frozenset(session.scalars(select(MatchingRow.epoch)))
     completed = select(func.count()).select_from(RoundRow).where(RoundRow.outcome == CLOSED)
     return State(
         federation_id=federation_id,
@@ -237,6 +253,7 @@ def _state(session: Session) -> State:
         rounds_completed=session.scalar(completed) or 0,
         members={row.name: Member(*row) for row in members},
         pooled={row.member: PooledExpert(row.round, row.epoch, row.digest) for row in pooled},
+        matching_epochs=matching_epochs,
         open_round=_open_round(session),
     )
 

@@ -66,6 +66,8 @@ class State:
     members: Mapping[str, Member]
     pooled: Mapping[str, PooledExpert]
     """By member: what the pool holds of it."""
+    matching_epochs: frozenset[int]
+    """For which matching is set up."""
     open_round: OpenRound | None
 
 
@@ -168,8 +170,14 @@ class Store(Protocol):
     def replace_expert(self, number: int, name: str, publication: StoredPublication) -> State:
         """Put an expert of round `number` in the place of the member's older one at once; there must be one."""
 
-    def record_report(self, reporter: str, expert_id: str) -> None:
-        """Note that a member could not use another's expert. Noting it twice is noting it once."""
+    def save_setup(self, epoch: int, name: str, setup: bytes, drop: int | None) -> State:
+        """Keep what a member made for matching in an epoch; forget that of the epoch `drop`."""
+
+    def setups(self) -> dict[int, bytes]:
+        """What is kept for matching, by epoch."""
+
+    def record_report(self, reporter: str, expert_id: str) -> bool:
+        """Note that a member could not use another's expert; False when that was known already."""
 
     def close_round(self, number: int, closed_at: float, closing: Closing, traffic: Mapping[str, Traffic]) -> State:
         """End a round: with a new global prompt the staged experts enter the pool; without it is abandoned.

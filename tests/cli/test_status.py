@@ -93,7 +93,7 @@ def test_json_has_every_field_with_numbers_as_numbers(tmp_path: Path) -> None:
         "rounds": [],
         "aggregation": "secure",
         "experts": "sealed",
-        "matching": "random",
+        "matching": "he",
         "step": 0,
     }
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 from collections.abc import AsyncIterator, Callable, Coroutine
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -80,9 +81,10 @@ class NumpyTrainer:
     before_step: Callable[[int, int], None] = lambda round_number, step: None
     loss: float = 0.5
     shape: tuple[int, int] = SHAPE
+    start: Array | None = None
 
     def initial_context(self) -> Array:
-        return np.full(self.shape, 0.25, np.float32)
+        return np.full(self.shape, 0.25, np.float32) if self.start is None else self.start
 
     def new_model(self) -> LocalModel:
         gate = {"W": self._noise("gate")}
@@ -177,7 +179,10 @@ class Federation:
         self.members = members
         self.store = SqlStore.open(folder / "server", plan)
         authority = members.server.authority
-        self.coordinator = Coordinator(plan, self.store, context_shape=SHAPE, authority=authority)
+        self.matching_thread = ThreadPoolExecutor(max_workers=1)
+        self.coordinator = Coordinator(
+            plan, self.store, context_shape=SHAPE, authority=authority, executor=self.matching_thread
+        )
 
     def api(self, name: str) -> InProcessApi:
         return InProcessApi(self.coordinator, self.members.peer(name))
@@ -191,6 +196,7 @@ class Federation:
         observer: Any = None,
         folder: Path | None = None,
         share_metrics: bool = False,
+        fetch_all: bool = False,
     ) -> float:
         """One session of client `name`, from the lock of its state directory to its release."""
         used = api or self.api(name)
@@ -204,6 +210,7 @@ class Federation:
                 backbone_digest=BACKBONE_DIGEST,
                 identity=self.members.identity(name),
                 share_metrics=share_metrics,
+                fetch_all=fetch_all,
                 observer=observer,
             )
             return await asyncio.wait_for(session.run(), timeout=20)
@@ -235,6 +242,7 @@ def federation(tmp_path_factory: pytest.TempPathFactory, members: Members) -> Ca
             yield it
         finally:
             await it.coordinator.stop()
+            it.matching_thread.shutdown()
             it.store.close()
 
     return started

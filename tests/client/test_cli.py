@@ -38,6 +38,7 @@ from pfed_client.state import ClientState
 from pfed_server.app import serving
 from pfed_server.coordinator import Coordinator
 from pfed_server.sql_store import SqlStore
+from pfedsecure.clip.backbone import load_backbone
 from pfedsecure.clip.config import context_shape
 from pfedsecure.console import Address
 from pfedsecure.data import open_images
@@ -113,7 +114,9 @@ async def serve(home: Path, plan: Plan, make_trainer: Any, ready: Future[Address
     shape = context_shape(plan)
     coordinator = Coordinator(plan, store, context_shape=shape, authority=identity.authority)
     async with serving(coordinator, Address("127.0.0.1", 0), identity) as address:
-        peers = [asyncio.create_task(run_peer(home, address, make_trainer(name, shape=shape))) for name in PEERS]
+        start = load_backbone("tiny-clip", "embedded").initial_context(plan)
+        trainers = [make_trainer(name, shape=shape, start=start) for name in PEERS]
+        peers = [asyncio.create_task(run_peer(home, address, trainer)) for trainer in trainers]
         ready.set_result(address)
         await asyncio.to_thread(stop.wait)
         for peer in peers:
@@ -418,14 +421,17 @@ def plain_text_server() -> Iterator[Callable[[Plan], tuple[Address, list[str]]]]
         server.stop(None).wait()
 
 
-@pytest.mark.parametrize("plain", [[], ["aggregation"], ["experts"]])
+@pytest.mark.parametrize(
+    "unprotected",
+    [{}, {"aggregation": "plain"}, {"experts": "plain", "matching": "random"}],
+)
 def test_protections_that_take_a_certificate_are_not_had_without(
-    plain_text_server: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, plain: list[str]
+    plain_text_server: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, unprotected: dict[str, str]
 ) -> None:
     """Told before anything is computed; nothing is sent, and nothing is remembered but whose directory it is."""
     monkeypatch.chdir(tmp_path)
     demo = Plan.from_toml(DEMO_PLAN)
-    protection = demo.protection.model_copy(update=dict.fromkeys(plain, "plain"))
+    protection = demo.protection.model_copy(update=unprotected)
     address, calls = plain_text_server(demo.model_copy(update={"protection": protection}))
     result = pfed_client("--insecure", "--server", address, "--retry-seconds", 0)
     refused(result, 70, r"protection\.\w+ = .* takes certificates: use TLS, or a plan that asks for .plain")

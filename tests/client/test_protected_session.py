@@ -58,14 +58,16 @@ async def test_three_clients_and_what_the_server_sees(
             return call
 
         async def match(request: Any) -> Any:
-            reply = await api.match(request)
-            counted["down"] += len(reply.answer)
-            return reply
+            counted["up"] += len(request.query)
+            answer = await api.match(request)
+            counted["down"] += len(answer)
+            return answer
 
         watched = around(
             api,
             match=match,
             submit_step=counting("submit_step", 2, False),
+            set_up_matching=counting("set_up_matching", 1, False),
             publish_expert=counting("publish_expert", 1, False),
             get_step_request=counting("get_step_request", None, True),
             get_experts=counting("get_experts", None, True),
@@ -246,7 +248,7 @@ async def test_what_is_advertised_is_the_prompt_that_was_trained_from(
 
 
 async def test_a_client_that_was_given_another_prompt_says_so(
-    federation: Any, make_protected_plan: Callable[..., Plan], around: Any
+    federation: Any, make_protected_plan: Callable[..., Plan], around: Any, recorder: Any
 ) -> None:
     """Its advertisement cannot pass for one of those that were given the round's prompt."""
     other = to_tensor(np.ones((2, 3), np.float32)).SerializeToString()
@@ -257,12 +259,15 @@ async def test_a_client_that_was_given_another_prompt_says_so(
         async def get_global_prompt(number: int) -> bytes:
             return other
 
-        others = [asyncio.create_task(it.run(name)) for name in "bc"]
-        with pytest.raises(MessageRejected, match="was given model"):
-            await it.run("a", api=around(api, get_global_prompt=get_global_prompt))
-        for task in others:
+        tasks = [asyncio.create_task(it.run(name)) for name in "bc"]
+        cheated = around(api, get_global_prompt=get_global_prompt)
+        tasks.append(asyncio.create_task(it.run("a", api=cheated, observer=recorder)))
+        while not recorder.reasons:
+            await asyncio.sleep(0.01)
+        assert "was given model" in recorder.reasons[0]
+        for task in tasks:
             task.cancel()
-        await asyncio.gather(*others, return_exceptions=True)
+        await asyncio.gather(*tasks, return_exceptions=True)
     assert wire.Advertisement.FromString(sent[1, 1][0]).model_digest == hashlib.sha256(other).digest()
 
 

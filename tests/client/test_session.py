@@ -89,9 +89,9 @@ async def test_what_is_sent_and_how_it_is_counted(federation: Any, around: Any, 
 
         async def match(request: Any) -> Any:
             sent["query"].append(request.query)
-            reply = await api.match(request)
-            received.append(len(reply.answer))
-            return reply
+            answer = await api.match(request)
+            received.append(len(answer))
+            return answer
 
         async def get_experts(number: int, ids: Any) -> Any:
             experts = await api.get_experts(number, ids)
@@ -127,7 +127,7 @@ async def test_what_is_sent_and_how_it_is_counted(federation: Any, around: Any, 
         publication = Publication.FromString(sent["publication"][-1])
         assert publication == Publication(
             expert=PlainExpert(context=to_tensor(context)).SerializeToString(),
-            sketch=PlainClientMatching().sketch(context),
+            sketch=PlainClientMatching().sketch(context, 3),
         )
         log = records(it, "a")
         assert sum(record.bytes_up for record in log) == sum(len(content) for part in sent.values() for content in part)
@@ -154,9 +154,9 @@ async def test_the_query_is_the_own_newest_prompt(federation: Any, around: Any) 
     sketch = PlainClientMatching().sketch
     assert [model.trained_round for model in contexts] == [1, 2, 3]
     assert queries == [
-        sketch(np.full((2, 3), 0.25, np.float32)),
-        sketch(contexts[0].context),
-        sketch(contexts[1].context),
+        sketch(np.full((2, 3), 0.25, np.float32), 0),
+        sketch(contexts[0].context, 1),
+        sketch(contexts[1].context, 2),
     ]
 
 
@@ -229,17 +229,23 @@ async def test_an_update_that_comes_too_late_is_left_out(
         assert it.model("a").trained_round == 2
 
 
-async def test_a_refused_update_in_an_open_round_is_an_error(federation: Any, around: Any) -> None:
+async def test_a_refused_update_costs_the_round_and_not_the_client(federation: Any, around: Any, recorder: Any) -> None:
     async with federation() as it:
         api = it.api("a")
 
         async def submit_step(number: int, step: int, content: bytes) -> Any:
             return await api.submit_step(number, step, content[:-1])
 
-        other = asyncio.create_task(it.run("b"))
-        with pytest.raises(MessageRejected, match="the update"):
-            await it.run("a", api=around(api, submit_step=submit_step))
-        other.cancel()
+        watched = around(api, submit_step=submit_step)
+        tasks = [asyncio.create_task(it.run("b")), asyncio.create_task(it.run("a", api=watched, observer=recorder))]
+        while not recorder.reasons:
+            await asyncio.sleep(0.01)
+        assert "the update" in recorder.reasons[0]
+        assert recorder.events == [("withdrew", 1)]
+        assert not tasks[1].done()
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
         assert it.model("a").trained_round == 1  # nothing trained is lost
 
 

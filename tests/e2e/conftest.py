@@ -56,7 +56,7 @@ class Federation:
         self.names = [f"client-{number}" for number in range(1, clients + 1)]
         defaults: dict[str, object] = {"epochs": 1, "rounds": 3, "minimum": clients, "deadline": 200, "heartbeat": 1}
         defaults |= {"step": 60, "metrics": "false"}
-        defaults |= {"aggregation": "secure", "experts": "sealed", "matching": "random"}
+        defaults |= {"aggregation": "secure", "experts": "sealed", "matching": "he"}
         (home / "plan.toml").write_text(PLAN.format(clients=clients, **defaults | settings))
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
+from pfedsecure.matching.he.secret import SecretKey
 from pfedsecure.pki.cohort import CohortSecrets
 
 pytestmark = [
@@ -65,9 +66,13 @@ def secrets_of(home: Path, name: str) -> dict[str, bytes]:
     """A client's secrets, in the forms in which they could be lying about."""
     identity = home / "state/clients" / name / "identity"
     stored = json.loads((identity / "cohort.json").read_bytes())["secrets"]["1"]
-    content_key = CohortSecrets.load(identity).derive(1, "expert content key")
+    cohort = CohortSecrets.load(identity)
+    content_key, matching_key = cohort.derive(1, "expert content key"), SecretKey(cohort, 1).coefficients
     needles = {"cohort secret": bytes.fromhex(stored), "cohort secret in hex": stored.encode()}
     needles |= {"content key": content_key, "content key in hex": content_key.hex().encode()}
+    needles["matching seed"] = cohort.derive(1, "matching secret key")
+    for kind in (np.int8, np.int64, np.float64):
+        needles[f"matching key as {kind.__name__}"] = matching_key[:256].astype(kind).tobytes()
     for key in ("identity.key", "author.key", "sealing.key"):
         lines = (identity / key).read_text().splitlines()
         needles[f"{name}: {key}"] = lines[1].encode()
@@ -108,7 +113,7 @@ def test_neither_secrets_nor_prompts_are_with_the_server(make_federation: Callab
     needles = {}
     for name in federation.names:
         needles |= secrets_of(federation.home, name) | prompt_of(federation.home, name)
-    assert len(needles) == 4 + 4 * 3
+    assert len(needles) == 8 + 4 * 3
     # The search finds what is there: the outcome, which the server is to have.
     allowed = global_prompt(federation.home, federation)
     assert search(federation, needles | allowed) == {"memory": {"global prompt"}, "state": {"global prompt"}}

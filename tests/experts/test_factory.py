@@ -24,7 +24,7 @@ from pfedsecure.plan import Plan, ProtectionPlan
 
 SHAPE = (2, 3)
 SEALED = Plan(class_names=("cat", "dog"))
-PLAIN = Plan(class_names=("cat", "dog"), protection=ProtectionPlan(experts="plain"))
+PLAIN = Plan(class_names=("cat", "dog"), protection=ProtectionPlan(experts="plain", matching="random"))
 
 Enrol = Callable[[str], Identity]
 

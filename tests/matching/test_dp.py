@@ -15,17 +15,14 @@ from hypothesis import strategies as st
 from pfedsecure.errors import MessageRejected
 from pfedsecure.matching.candidates import Candidate, read_candidates, write_candidates
 from pfedsecure.matching.dp import (
-    MAX_NOISE_MULTIPLIER,
     RADIUS,
-    SENSITIVITY,
     DpClientMatching,
     DpServerMatching,
-    largest_norm,
     read_grid_sketch,
-    to_grid,
     write_sketch,
 )
 from pfedsecure.matching.interface import PoolEntry
+from pfedsecure.matching.release import MAX_NOISE_MULTIPLIER, SKETCH, Release, largest_norm, to_grid
 from pfedsecure.matching.sketch import Sketcher
 from pfedsecure.privacy.calibration import gaussian_delta
 from pfedsecure.privacy.events import GaussianRelease
@@ -34,6 +31,7 @@ from pfedsecure.wire.v1.payload_pb2 import PlainMatchAnswer, PlainSketch
 
 PROMPTS = Path(__file__).with_name("demo_prompts.npz")
 SHAPE = (3, 8)
+SENSITIVITY = 2 * RADIUS
 M = 16
 CLIP = 4.0
 DELTA = 1e-5
@@ -81,7 +79,11 @@ def sketcher(clip: float = CLIP) -> Sketcher:
 
 
 def client(disk: Disk, epsilon: float | None = 1.0) -> DpClientMatching:
-    return DpClientMatching(sketcher(), epsilon, DELTA, disk, disk.record, disk.entropy)
+    return DpClientMatching(sketcher(), release(disk, epsilon))
+
+
+def release(disk: Disk, epsilon: float | None) -> Release | None:
+    return None if epsilon is None else Release(epsilon, DELTA, disk, disk.record, disk.entropy)
 
 
 def context_of(seed: int) -> np.ndarray:
@@ -96,13 +98,13 @@ def test_one_event_is_recorded_that_gives_what_it_says() -> None:
     disk = Disk()
     client(disk, epsilon=1.0).sketch(context_of(1), 3)
     (event,) = disk.events
-    assert (event.what, event.round) == ("sketch", 3)
+    assert (event.what, event.round) == (SKETCH, 3)
     assert gaussian_delta(event.noise_multiplier, 1.0, 1.0) <= DELTA
     assert gaussian_delta(event.noise_multiplier * 0.999, 1.0, 1.0) > DELTA
 
 
 def test_the_noise_is_as_large_as_the_event_says() -> None:
-    context, exact = context_of(1), to_grid(sketcher().sketch(context_of(1)), CLIP)
+    context, exact = context_of(1), to_grid(sketcher().sketch(context_of(1)), CLIP, RADIUS)
     disk = Disk()
     matching = client(disk, epsilon=8.0)
     noise = np.array([integers(matching.sketch(context, number)) - exact for number in range(1, 400)])
@@ -115,7 +117,7 @@ def test_the_same_round_gives_the_same_bytes_whoever_asks() -> None:
     disk = Disk()
     released = client(disk).sketch(context_of(1), 2)
     restarted = client(disk)
-    assert restarted.query(context_of(1), 2) == released == restarted.sketch(context_of(1), 2)
+    assert restarted.query(context_of(1), 2, 9) == released == restarted.sketch(context_of(1), 2)
     assert restarted.sketch(context_of(2), 2) == released  # trained again after a crash: still one release
     assert (len(disk.events), disk.draws) == (1, 1)
     assert client(disk).sketch(context_of(1), 3) != released
@@ -124,14 +126,14 @@ def test_the_same_round_gives_the_same_bytes_whoever_asks() -> None:
 
 def test_a_query_that_comes_first_is_the_release() -> None:
     disk = Disk()
-    query = client(disk).query(context_of(1), 2)
+    query = client(disk).query(context_of(1), 2, 9)
     assert client(disk).sketch(context_of(1), 2) == query
     assert len(disk.events) == 1
 
 
 def test_averaging_is_an_attack_and_gets_nowhere() -> None:
     """Somebody who asks thousands of times: fresh noise would cancel out; what is sent is one draw for ever."""
-    context, exact = context_of(1), to_grid(sketcher().sketch(context_of(1)), CLIP)
+    context, exact = context_of(1), to_grid(sketcher().sketch(context_of(1)), CLIP, RADIUS)
     noise = 8 * SENSITIVITY / 10  # about that of epsilon 8
 
     def error(sketches: list[np.ndarray]) -> float:
@@ -144,7 +146,7 @@ def test_averaging_is_an_attack_and_gets_nowhere() -> None:
     assert error(careless) < 0.2
     disk = Disk()
     matching = client(disk, 8.0)
-    answers = [integers(matching.query(context, 1)) for _ in range(3000)]
+    answers = [integers(matching.query(context, 1, 9)) for _ in range(3000)]
     assert len(disk.events) == 1
     assert error(answers) == error(answers[:1]) > 0.5 * noise * math.sqrt(M) / RADIUS
 
@@ -159,10 +161,10 @@ def test_a_crash_costs_an_event_at_most_and_never_hides_one(where: str, events: 
     with pytest.raises(Crash):
         client(disk).sketch(context_of(1), 2)
     assert disk.draws <= len(disk.events)
-    on_disk = disk.find("sketch", "2")
+    on_disk = disk.find(SKETCH, f"2 {RADIUS} {M}")
     released = client(disk).sketch(context_of(1), 2)
     assert (len(disk.events), disk.draws) == (events, draws)
-    assert on_disk in (None, released)
+    assert on_disk in (None, integers(released).astype("<i8").tobytes())
 
 
 def test_a_ledger_that_refuses_stops_everything() -> None:
@@ -171,19 +173,19 @@ def test_a_ledger_that_refuses_stops_everything() -> None:
     def refuse(event: GaussianRelease) -> None:
         raise RuntimeError("out of budget")
 
-    matching = DpClientMatching(sketcher(), 1.0, DELTA, disk, refuse, disk.entropy)
+    matching = DpClientMatching(sketcher(), Release(1.0, DELTA, disk, refuse, disk.entropy))
     with pytest.raises(RuntimeError, match="out of budget"):
-        matching.query(context_of(1), 1)
+        matching.query(context_of(1), 1, 9)
     assert (disk.draws, disk.contents) == (0, {})
 
 
 def test_what_is_public_or_private_already_gets_no_noise() -> None:
     disk = Disk()
     context = context_of(1)
-    exact = write_sketch(to_grid(sketcher().sketch(context), CLIP))
-    assert client(disk, epsilon=1.0).query(context, 0) == exact
+    exact = write_sketch(to_grid(sketcher().sketch(context), CLIP, RADIUS))
+    assert client(disk, epsilon=1.0).query(context, 0, 9) == exact
     after_dp_sgd = client(disk, epsilon=None)
-    assert after_dp_sgd.sketch(context, 5) == after_dp_sgd.query(context, 5) == exact
+    assert after_dp_sgd.sketch(context, 5) == after_dp_sgd.query(context, 5, 9) == exact
     assert (disk.events, disk.draws, disk.contents) == ([], 0, {})
     with pytest.raises(ValueError, match="only a prompt that was trained"):
         client(disk).sketch(context, 0)
@@ -193,7 +195,7 @@ def test_what_is_public_or_private_already_gets_no_noise() -> None:
 def test_the_sensitivity_is_kept_in_whole_numbers(seed: int, size: float, clip: float) -> None:
     context = (size * np.random.default_rng(seed).normal(size=SHAPE)).astype(np.float32)
     sketch = sketcher(clip).sketch(context)
-    grid = to_grid(sketch, clip)
+    grid = to_grid(sketch, clip, RADIUS)
     assert int(grid @ grid) <= RADIUS**2
     assert np.abs(grid * (clip / RADIUS) - sketch).max() <= 1.0001 * clip / RADIUS
 
@@ -202,7 +204,7 @@ def test_the_sensitivity_is_kept_in_whole_numbers(seed: int, size: float, clip: 
 def test_a_sketch_along_an_axis_stays_within_the_radius(axis: int, negative: bool) -> None:
     vector = np.zeros(M)
     vector[axis] = math.nextafter(CLIP, math.inf) * (-1 if negative else 1)
-    assert np.abs(to_grid(vector, CLIP)).max() <= RADIUS
+    assert np.abs(to_grid(vector, CLIP, RADIUS)).max() <= RADIUS
 
 
 def sketch_of(values: np.ndarray) -> bytes:
@@ -225,7 +227,7 @@ def sketch_of(values: np.ndarray) -> bytes:
 def test_a_sketch_that_cannot_be_one_is_refused(sketch: bytes, message: str) -> None:
     server = DpServerMatching(M)
     with pytest.raises(MessageRejected, match=message):
-        server.check_sketch(sketch)
+        server.check_sketch(sketch, 0)
     with pytest.raises(MessageRejected, match=message):
         server.index([]).answer(sketch, 1, "nobody", 1)
 
@@ -233,25 +235,25 @@ def test_a_sketch_that_cannot_be_one_is_refused(sketch: bytes, message: str) -> 
 def test_without_noise_the_radius_is_the_bound_and_with_noise_a_generous_one() -> None:
     edge = np.zeros(M)
     edge[0] = RADIUS
-    DpServerMatching(M, 0.0).check_sketch(sketch_of(edge))
+    DpServerMatching(M, 0.0).check_sketch(sketch_of(edge), 0)
     with pytest.raises(MessageRejected, match="over what any noise"):
-        DpServerMatching(M, 0.0).check_sketch(sketch_of(edge * 1.5))
+        DpServerMatching(M, 0.0).check_sketch(sketch_of(edge * 1.5), 0)
     disk = Disk()
     matching = client(disk, epsilon=1.0)
     server = None
     for number in range(1, 300):
         sketch = matching.sketch(100 * context_of(number), number)
         server = server or DpServerMatching(M, disk.events[0].noise_multiplier)
-        server.check_sketch(sketch)
+        server.check_sketch(sketch, 0)
     with pytest.raises(MessageRejected, match="over what any noise"):
-        server.check_sketch(sketch_of(np.rint(edge / RADIUS * 1.1 * largest_norm(M, disk.events[0].noise_multiplier))))
+        server.check_sketch(sketch_of(np.rint(edge * 1.1 * largest_norm(M, disk.events[0].noise_multiplier))), 0)
 
 
 def test_the_nearest_are_found_and_distances_are_those_of_prompts() -> None:
     contexts = [context_of(seed) * 0.3 for seed in range(20)]
     matching, server = client(Disk(), epsilon=None), DpServerMatching(M)
-    pool = [PoolEntry(f"client-{row:02d}", f"id-{row}", matching.sketch(c, 1)) for row, c in enumerate(contexts)]
-    answer = server.index(pool).answer(matching.query(contexts[4], 1), 5, "client-04", 1)
+    pool = [PoolEntry(f"client-{row:02d}", f"id-{row}", matching.sketch(c, 1), b"") for row, c in enumerate(contexts)]
+    answer = server.index(pool).answer(matching.query(contexts[4], 1, 9), 5, "client-04", 1)
     found = matching.rank(answer, 3)
     assert len(matching.rank(answer, 9)) == 5
     sketches = np.array([sketcher().sketch(context) for context in contexts])
@@ -271,9 +273,9 @@ def test_on_real_prompts_noise_costs_what_it_must() -> None:
     for epsilon in (None, 1.0):
         shares = []
         disk = Disk()
-        matching = DpClientMatching(Sketcher(centre, 64, CLIP, 1), epsilon, DELTA, disk, disk.record, disk.entropy)
+        matching = DpClientMatching(Sketcher(centre, 64, CLIP, 1), release(disk, epsilon))
         released = [matching.sketch(context, number) for number, context in enumerate(contexts, start=1)]
-        pool = [PoolEntry(f"client-{row:02d}", str(row), sketch) for row, sketch in enumerate(released)]
+        pool = [PoolEntry(f"client-{row:02d}", str(row), sketch, b"") for row, sketch in enumerate(released)]
         index = DpServerMatching(64).index(pool)
         for row, sketch in enumerate(released):
             found = matching.rank(index.answer(sketch, 9, f"client-{row:02d}", 1), 9)
@@ -289,8 +291,8 @@ def test_on_real_prompts_noise_costs_what_it_must() -> None:
 def test_noise_that_makes_no_sense_is_refused(epsilon: float, delta: float) -> None:
     disk = Disk()
     with pytest.raises(ValueError):  # noqa: PT011 - one of several sentences
-        DpClientMatching(sketcher(), epsilon, delta, disk, disk.record)
-    assert largest_norm(4096, MAX_NOISE_MULTIPLIER) < 2**63
+        Release(epsilon, delta, disk, disk.record)
+    assert RADIUS * largest_norm(4096, MAX_NOISE_MULTIPLIER) < 2**63
 
 
 @pytest.mark.parametrize("distance", [math.nan, math.inf, -1.0])

@@ -24,7 +24,7 @@ def new_index(dimension: int = DIMENSION) -> GridIndex:
 
 
 def entry(owner: int, vector: list[int]) -> PoolEntry:
-    return PoolEntry(f"client-{owner:03d}", f"id-{owner}-{sum(vector)}", write_sketch(np.array(vector)))
+    return PoolEntry(f"client-{owner:03d}", f"id-{owner}-{sum(vector)}", write_sketch(np.array(vector)), b"")
 
 
 def ask(index: GridIndex, query: list[int], k: int, asker: str) -> list[Candidate]:
@@ -86,18 +86,19 @@ def test_only_equal_sketches_are_in_the_order_of_names() -> None:
 def test_an_update_with_a_bad_sketch_changes_nothing() -> None:
     index = new_index()
     index.update([entry(1, [1, 0, 0, 0])])
+    short = PoolEntry("client-003", "id-3", write_sketch(np.zeros(3, np.int64)), b"")
     with pytest.raises(MessageRejected, match="expected"):
-        index.update([entry(2, [0, 0, 0, 0]), PoolEntry("client-003", "id-3", write_sketch(np.zeros(3, np.int64)))])
+        index.update([entry(2, [0, 0, 0, 0]), short])
     assert [found.expert_id for found in ask(index, [0, 0, 0, 0], 3, "nobody")] == ["id-1-1"]
 
 
 def test_a_hundred_thousand_experts_are_searched_in_milliseconds() -> None:
-    """1.0 ms of CPU on the machine that docs/matching-dp.md names; the limit is for slow ones under load."""
+    """1.0 ms of CPU on the machine that docs/matching.md names; the limit is for slow ones under load."""
     generator = np.random.default_rng(0)
     index = new_index(64)
     # Put in directly: reading so many messages takes longer than the whole test should.
     index._vectors = np.rint(generator.normal(0, 10_000, size=(100_000, 64))).astype(np.float32)
-    index._entries = [PoolEntry(f"client-{row}", f"id-{row}", b"") for row in range(100_000)]
+    index._entries = [PoolEntry(f"client-{row}", f"id-{row}", b"", b"") for row in range(100_000)]
     queries = [write_sketch(index._vectors[row].astype(np.int64)) for row in range(20)]
     started = time.process_time()
     answers = [index.answer(query, 9, "nobody", 1) for query in queries]

@@ -13,8 +13,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pfedsecure.errors import MessageRejected
-from pfedsecure.matching.factory import client_matching, server_matching
+from pfedsecure.matching.candidates import Candidate
+from pfedsecure.matching.factory import server_matching
 from pfedsecure.matching.interface import PoolEntry
+from pfedsecure.matching.lot import LotClientMatching
 from pfedsecure.matching.plain import PlainClientMatching, PlainServerMatching
 from pfedsecure.plan import Plan, ProtectionPlan
 from pfedsecure.wire.v1.payload_pb2 import PlainMatchAnswer, PlainSketch
@@ -29,12 +31,12 @@ def name(row: int) -> str:
 
 def pool_of(contexts: np.ndarray) -> list[PoolEntry]:
     contexts = contexts.astype(np.float32)
-    return [PoolEntry(name(row), f"id-{row}", CLIENT.sketch(context)) for row, context in enumerate(contexts)]
+    return [PoolEntry(name(row), f"id-{row}", CLIENT.sketch(context, 1), b"") for row, context in enumerate(contexts)]
 
 
 def ask(pool: list[PoolEntry], context: np.ndarray, k: int, asker: str = "nobody") -> list[tuple[str, float]]:
     index = PlainServerMatching(SHAPE, math.inf).index(pool)
-    answer = PlainMatchAnswer.FromString(index.answer(CLIENT.query(context.astype(np.float32)), k, asker, 1))
+    answer = PlainMatchAnswer.FromString(index.answer(CLIENT.query(context.astype(np.float32), 1, 2), k, asker, 1))
     return [(candidate.expert_id, candidate.distance) for candidate in answer.candidates]
 
 
@@ -81,7 +83,9 @@ def test_a_query_for_none_gets_none() -> None:
 def test_the_answer_names_no_author() -> None:
     contexts = np.random.default_rng(0).normal(size=(5, *SHAPE)).astype(np.float32)
     answer = (
-        PlainServerMatching(SHAPE, math.inf).index(pool_of(contexts)).answer(CLIENT.query(contexts[0]), 5, name(0), 1)
+        PlainServerMatching(SHAPE, math.inf)
+        .index(pool_of(contexts))
+        .answer(CLIENT.query(contexts[0], 1, 2), 5, name(0), 1)
     )
     assert b"client" not in answer
 
@@ -91,25 +95,25 @@ def test_the_answer_names_no_author() -> None:
     [
         (b"\xff", "the sketch is not a PlainSketch"),
         (b"", r"the sketch has shape \(\), expected \(6,\)"),
-        (CLIENT.sketch(np.ones((2, 2), np.float32)), r"the sketch has shape \(4,\), expected \(6,\)"),
-        (CLIENT.sketch(np.full(SHAPE, np.nan, np.float32)), "the sketch holds numbers that are not finite"),
-        (CLIENT.sketch(np.full(SHAPE, 3e38, np.float32)), r"the sketch has norm 7\.35e\+38, over the plan's"),
-        (CLIENT.sketch(np.full(SHAPE, 41, np.float32)), r"the sketch has norm 100, over the plan's"),
+        (CLIENT.sketch(np.ones((2, 2), np.float32), 1), r"the sketch has shape \(4,\), expected \(6,\)"),
+        (CLIENT.sketch(np.full(SHAPE, np.nan, np.float32), 1), "the sketch holds numbers that are not finite"),
+        (CLIENT.sketch(np.full(SHAPE, 3e38, np.float32), 1), r"the sketch has norm 7\.35e\+38, over the plan's"),
+        (CLIENT.sketch(np.full(SHAPE, 41, np.float32), 1), r"the sketch has norm 100, over the plan's"),
     ],
 )
 def test_a_sketch_that_cannot_be_used_is_refused(sketch: bytes, message: str) -> None:
     with pytest.raises(MessageRejected, match=message):
-        server_matching(plan_of("plain"), SHAPE).check_sketch(sketch)
+        server_matching(plan_of("plain"), SHAPE).check_sketch(sketch, 0)
 
 
 def test_by_lot_nothing_is_published_and_nothing_taken() -> None:
-    client, server = client_matching(plan_of("random")), server_matching(plan_of("random"), SHAPE)
+    client, server = LotClientMatching(), server_matching(plan_of("random"), SHAPE)
     context = np.ones(SHAPE, np.float32)
-    assert (client.sketch(context), client.query(context)) == (b"", b"")
-    server.check_sketch(b"")
-    sketch = CLIENT.sketch(context)
+    assert (client.sketch(context, 1), client.query(context, 1, 2)) == (b"", b"")
+    server.check_sketch(b"", 0)
+    sketch = CLIENT.sketch(context, 1)
     with pytest.raises(MessageRejected, match="experts are drawn by lot"):
-        server.check_sketch(sketch)
+        server.check_sketch(sketch, 0)
     with pytest.raises(MessageRejected, match="experts are drawn by lot"):
         server.index([]).answer(sketch, 1, "nobody", 1)
 
@@ -119,7 +123,7 @@ def test_a_huge_sketch_in_the_pool_is_never_offered() -> None:
     contexts = np.ones((4, *SHAPE), np.float32) * np.arange(4, dtype=np.float32)[:, None, None]
     contexts[2] = 3e38
     index = PlainServerMatching(SHAPE, math.inf).index(pool_of(contexts))
-    answer = PlainMatchAnswer.FromString(index.answer(CLIENT.query(contexts[0]), 3, name(0), 1))
+    answer = PlainMatchAnswer.FromString(index.answer(CLIENT.query(contexts[0], 1, 2), 3, name(0), 1))
     offered = [candidate.expert_id for candidate in answer.candidates]
     assert len(offered) == len(set(offered)) == 2
     assert all(np.isfinite(candidate.distance) for candidate in answer.candidates)
@@ -136,8 +140,8 @@ def test_the_client_takes_the_first_k_of_an_answer() -> None:
     for expert_id in "abc":
         answer.candidates.add(expert_id=expert_id)
     data = answer.SerializeToString()
-    assert CLIENT.rank(data, 2) == ["a", "b"]
-    assert CLIENT.rank(data, 9) == ["a", "b", "c"]
+    assert CLIENT.rank(data, 2) == [Candidate("a", None), Candidate("b", None)]
+    assert [candidate.expert_id for candidate in CLIENT.rank(data, 9)] == ["a", "b", "c"]
     with pytest.raises(MessageRejected, match="not a PlainMatchAnswer"):
         CLIENT.rank(b"\xff", 1)
 
@@ -147,12 +151,13 @@ def plan_of(matching: str, seed: int = 1) -> Plan:
 
 
 def draw(pool: list[PoolEntry], k: int, asker: int, number: int, seed: int = 1) -> list[str]:
-    client, server = client_matching(plan_of("random", seed)), server_matching(plan_of("random", seed), SHAPE)
-    return client.rank(server.index(pool).answer(b"", k, name(asker), number), k)
+    client, server = LotClientMatching(), server_matching(plan_of("random", seed), SHAPE)
+    ranked = client.rank(server.index(pool).answer(b"", k, name(asker), number), k)
+    return [candidate.expert_id for candidate in ranked]
 
 
 def pool_by_lot(size: int) -> list[PoolEntry]:
-    return [PoolEntry(name(row), f"id-{row}", b"") for row in range(size)]
+    return [PoolEntry(name(row), f"id-{row}", b"", b"") for row in range(size)]
 
 
 def test_lots_are_fair_and_never_ones_own() -> None:

@@ -27,7 +27,9 @@ from pfedsecure.aggregation.plain import PlainClientAggregation
 from pfedsecure.console import Address
 from pfedsecure.experts.plain import read_expert, write_expert
 from pfedsecure.experts.sealed import Belonging, SealedExperts
-from pfedsecure.matching.factory import client_matching
+from pfedsecure.matching.interface import ClientMatching
+from pfedsecure.matching.lot import LotClientMatching
+from pfedsecure.matching.plain import PlainClientMatching
 from pfedsecure.pki.author import Author
 from pfedsecure.pki.authority import Authority
 from pfedsecure.pki.cohort import CohortSecrets
@@ -214,11 +216,14 @@ class Driver:
         return from_tensor(Tensor.FromString(data), SHAPE, "prompt") if data else None
 
     async def nearest(self, name: str, number: int, context: np.ndarray, k: int) -> list[str]:
-        matching = client_matching(self.plan)
-        query = matching.query(context.astype(np.float32))
+        matching = self._matching()
+        query = matching.query(context.astype(np.float32), number, number)
         request = rnd.MatchRequest(round=number, query=query, experts=k)
-        reply = await self.coordinator.match(self.members.peer(name), request)
-        return matching.rank(reply.answer, k)
+        answer = await self.coordinator.match(self.members.peer(name), request)
+        return [candidate.expert_id for candidate in matching.rank(answer, k)]
+
+    def _matching(self) -> ClientMatching:
+        return LotClientMatching() if self.plan.protection.matching == "random" else PlainClientMatching()
 
     async def experts(self, name: str, number: int, ids: list[str]) -> list[np.ndarray]:
         experts = await self.coordinator.get_experts(self.members.peer(name), number, ids)
@@ -230,7 +235,7 @@ class Driver:
 
     def publication(self, context: np.ndarray) -> bytes:
         context = context.astype(np.float32)
-        sketch = client_matching(self.plan).sketch(context)
+        sketch = self._matching().sketch(context, 1)
         return Publication(expert=write_expert(context), sketch=sketch).SerializeToString()
 
     def envelope(self, name: str, number: int, context: np.ndarray, *, epoch: int = 1, expert_id: str = "") -> bytes:

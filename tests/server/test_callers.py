@@ -137,8 +137,10 @@ async def test_empty_chunks_without_end_are_refused(make_plan: MakePlan, members
             yield PayloadChunk(data=b"")
 
     async with opened_round(make_plan(), members) as scene, connect(scene.address, members.identity("anna")) as anna:
-        with pytest.raises(MessageRejected, match="a chunk of a payload is empty"):
+        # The refusal can get lost on its way to a caller that goes on writing, see pfedsecure.wire.upload.
+        with pytest.raises(PfedError, match=r"a chunk of a payload is empty|the server failed while it answered"):
             await outcome(anna.round.SubmitStep(endless()))
+        await outcome(anna.round.SubmitStep(split(Payload(1, CONTENT, step=1))))
 
 
 @pytest.mark.parametrize("method", UPLOADS)

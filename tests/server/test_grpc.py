@@ -93,7 +93,7 @@ async def test_two_rounds_with_payloads_of_several_chunks(
         assert len(update) > 2 * CHUNK_BYTES
         receipt = await outcome(stubs.round.SubmitStep(split(Payload(number, update, step=1))))
         assert receipt.sha256 == hashlib.sha256(update).digest()
-        publication = Publication(expert=write_expert(context), sketch=PlainClientMatching().sketch(context))
+        publication = Publication(expert=write_expert(context), sketch=PlainClientMatching().sketch(context, number))
         await outcome(stubs.round.PublishExpert(split(Payload(number, publication.SerializeToString()))))
 
     async with (
@@ -112,9 +112,10 @@ async def test_two_rounds_with_payloads_of_several_chunks(
                 oracle = np.mean([context.astype(np.float64) for context in contexts.values()], axis=0)
                 np.testing.assert_allclose(prompt, oracle, rtol=1e-6, atol=1e-9)
 
-                query = PlainClientMatching().query(contexts["anna"])
-                match = await outcome(anna.round.Match(rnd.MatchRequest(round=2, query=query, experts=2)))
-                ids = PlainClientMatching().rank(match.answer, 2)
+                query = PlainClientMatching().query(contexts["anna"], number, number + 1)
+                match = anna.round.Match(rnd.MatchRequest(round=2, query=query, experts=2))
+                ranked = PlainClientMatching().rank((await join_one(match)).data, 2)
+                ids = [candidate.expert_id for candidate in ranked]
                 fetched = anna.round.GetExperts(rnd.GetExpertsRequest(round=2, expert_ids=ids))
                 (expert,) = [payload async for payload in join(fetched, max_payloads=2)]
                 theirs = read_expert(expert.data, WIDE, math.inf, "expert")

@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1bpfedsecure/v1/payload.proto\x12\rpfedsecure.v1\"%\n\x06Tensor\x12\r\n\x05shape\x18\x01 \x03(\x04\x12\x0c\n\x04\x64\x61ta\x18\x02 \x01(\x0c\"V\n\x0cPayloadChunk\x12.\n\x06header\x18\x01 \x01(\x0b\x32\x1c.pfedsecure.v1.PayloadHeaderH\x00\x12\x0e\n\x04\x64\x61ta\x18\x02 \x01(\x0cH\x00\x42\x06\n\x04part\"]\n\rPayloadHeader\x12\r\n\x05round\x18\x01 \x01(\x04\x12\x0c\n\x04size\x18\x02 \x01(\x04\x12\x0e\n\x06sha256\x18\x03 \x01(\x0c\x12\x11\n\texpert_id\x18\x04 \x01(\t\x12\x0c\n\x04step\x18\x05 \x01(\r\"T\n\x11PlainContribution\x12/\n\x10weighted_context\x18\x01 \x01(\x0b\x32\x15.pfedsecure.v1.Tensor\x12\x0e\n\x06weight\x18\x02 \x01(\x04\"-\n\x0bPublication\x12\x0e\n\x06\x65xpert\x18\x01 \x01(\x0c\x12\x0e\n\x06sketch\x18\x02 \x01(\x0c\"4\n\x0bPlainSketch\x12%\n\x06vector\x18\x01 \x01(\x0b\x32\x15.pfedsecure.v1.Tensor\"\x95\x01\n\x10PlainMatchAnswer\x12=\n\ncandidates\x18\x01 \x03(\x0b\x32).pfedsecure.v1.PlainMatchAnswer.Candidate\x1a\x42\n\tCandidate\x12\x11\n\texpert_id\x18\x01 \x01(\t\x12\x15\n\x08\x64istance\x18\x02 \x01(\x01H\x00\x88\x01\x01\x42\x0b\n\t_distanceb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1bpfedsecure/v1/payload.proto\x12\rpfedsecure.v1\"%\n\x06Tensor\x12\r\n\x05shape\x18\x01 \x03(\x04\x12\x0c\n\x04\x64\x61ta\x18\x02 \x01(\x0c\"V\n\x0cPayloadChunk\x12.\n\x06header\x18\x01 \x01(\x0b\x32\x1c.pfedsecure.v1.PayloadHeaderH\x00\x12\x0e\n\x04\x64\x61ta\x18\x02 \x01(\x0cH\x00\x42\x06\n\x04part\"l\n\rPayloadHeader\x12\r\n\x05round\x18\x01 \x01(\x04\x12\x0c\n\x04size\x18\x02 \x01(\x04\x12\x0e\n\x06sha256\x18\x03 \x01(\x0c\x12\x11\n\texpert_id\x18\x04 \x01(\t\x12\x0c\n\x04step\x18\x05 \x01(\r\x12\r\n\x05\x65poch\x18\x06 \x01(\x04\"T\n\x11PlainContribution\x12/\n\x10weighted_context\x18\x01 \x01(\x0b\x32\x15.pfedsecure.v1.Tensor\x12\x0e\n\x06weight\x18\x02 \x01(\x04\"-\n\x0bPublication\x12\x0e\n\x06\x65xpert\x18\x01 \x01(\x0c\x12\x0e\n\x06sketch\x18\x02 \x01(\x0c\"4\n\x0bPlainSketch\x12%\n\x06vector\x18\x01 \x01(\x0b\x32\x15.pfedsecure.v1.Tensor\"\x95\x01\n\x10PlainMatchAnswer\x12=\n\ncandidates\x18\x01 \x03(\x0b\x32).pfedsecure.v1.PlainMatchAnswer.Candidate\x1a\x42\n\tCandidate\x12\x11\n\texpert_id\x18\x01 \x01(\t\x12\x15\n\x08\x64istance\x18\x02 \x01(\x01H\x00\x88\x01\x01\x42\x0b\n\t_distanceb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -36,15 +36,15 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_PAYLOADCHUNK']._serialized_start=85
   _globals['_PAYLOADCHUNK']._serialized_end=171
   _globals['_PAYLOADHEADER']._serialized_start=173
-  _globals['_PAYLOADHEADER']._serialized_end=266
-  _globals['_PLAINCONTRIBUTION']._serialized_start=268
-  _globals['_PLAINCONTRIBUTION']._serialized_end=352
-  _globals['_PUBLICATION']._serialized_start=354
-  _globals['_PUBLICATION']._serialized_end=399
-  _globals['_PLAINSKETCH']._serialized_start=401
-  _globals['_PLAINSKETCH']._serialized_end=453
-  _globals['_PLAINMATCHANSWER']._serialized_start=456
-  _globals['_PLAINMATCHANSWER']._serialized_end=605
-  _globals['_PLAINMATCHANSWER_CANDIDATE']._serialized_start=539
-  _globals['_PLAINMATCHANSWER_CANDIDATE']._serialized_end=605
+  _globals['_PAYLOADHEADER']._serialized_end=281
+  _globals['_PLAINCONTRIBUTION']._serialized_start=283
+  _globals['_PLAINCONTRIBUTION']._serialized_end=367
+  _globals['_PUBLICATION']._serialized_start=369
+  _globals['_PUBLICATION']._serialized_end=414
+  _globals['_PLAINSKETCH']._serialized_start=416
+  _globals['_PLAINSKETCH']._serialized_end=468
+  _globals['_PLAINMATCHANSWER']._serialized_start=471
+  _globals['_PLAINMATCHANSWER']._serialized_end=620
+  _globals['_PLAINMATCHANSWER_CANDIDATE']._serialized_start=554
+  _globals['_PLAINMATCHANSWER_CANDIDATE']._serialized_end=620
 # @@protoc_insertion_point(module_scope)

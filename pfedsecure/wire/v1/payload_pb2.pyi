@@ -79,6 +79,7 @@ class PayloadHeader(_message.Message):
     SHA256_FIELD_NUMBER: _builtins.int
     EXPERT_ID_FIELD_NUMBER: _builtins.int
     STEP_FIELD_NUMBER: _builtins.int
+    EPOCH_FIELD_NUMBER: _builtins.int
     round: _builtins.int
     """Round that the payload belongs to."""
     size: _builtins.int
@@ -88,6 +89,8 @@ class PayloadHeader(_message.Message):
     """Which expert this is, when experts are fetched; empty otherwise."""
     step: _builtins.int
     """Step of the aggregation that the payload belongs to; 0 otherwise."""
+    epoch: _builtins.int
+    """Epoch of the cohort's secret that the payload belongs to, where it sets up matching; 0 otherwise."""
     def __init__(
         self,
         *,
@@ -96,10 +99,11 @@ class PayloadHeader(_message.Message):
         sha256: _builtins.bytes = ...,
         expert_id: _builtins.str = ...,
         step: _builtins.int = ...,
+        epoch: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["expert_id", b"expert_id", "round", b"round", "sha256", b"sha256", "size", b"size", "step", b"step"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch", "expert_id", b"expert_id", "round", b"round", "sha256", b"sha256", "size", b"size", "step", b"step"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

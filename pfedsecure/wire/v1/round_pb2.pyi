@@ -45,44 +45,28 @@ class MatchRequest(_message.Message):
     ROUND_FIELD_NUMBER: _builtins.int
     QUERY_FIELD_NUMBER: _builtins.int
     EXPERTS_FIELD_NUMBER: _builtins.int
+    EVERYTHING_FIELD_NUMBER: _builtins.int
     round: _builtins.int
     query: _builtins.bytes
     """The query, in the form of the matching mode."""
     experts: _builtins.int
+    everything: _builtins.bool
+    """Ask for the ids of all others' experts; there is no query then."""
     def __init__(
         self,
         *,
         round: _builtins.int = ...,
         query: _builtins.bytes = ...,
         experts: _builtins.int = ...,
+        everything: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["experts", b"experts", "query", b"query", "round", b"round"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["everything", b"everything", "experts", b"experts", "query", b"query", "round", b"round"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___MatchRequest: _TypeAlias = MatchRequest  # noqa: Y015
-
-@_typing.final
-class MatchReply(_message.Message):
-    DESCRIPTOR: _descriptor.Descriptor
-
-    ANSWER_FIELD_NUMBER: _builtins.int
-    answer: _builtins.bytes
-    """The answer, in the form of the matching mode; the client ranks."""
-    def __init__(
-        self,
-        *,
-        answer: _builtins.bytes = ...,
-    ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["answer", b"answer"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
-
-Global___MatchReply: _TypeAlias = MatchReply  # noqa: Y015
 
 @_typing.final
 class GetExpertsRequest(_message.Message):

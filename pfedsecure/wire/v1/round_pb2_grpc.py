@@ -41,10 +41,15 @@ class RoundStub:
                 request_serializer=pfedsecure_dot_v1_dot_round__pb2.GetGlobalPromptRequest.SerializeToString,
                 response_deserializer=pfedsecure_dot_v1_dot_payload__pb2.PayloadChunk.FromString,
                 _registered_method=True)
-        self.Match = channel.unary_unary(
+        self.SetUpMatching = channel.stream_unary(
+                '/pfedsecure.v1.Round/SetUpMatching',
+                request_serializer=pfedsecure_dot_v1_dot_payload__pb2.PayloadChunk.SerializeToString,
+                response_deserializer=pfedsecure_dot_v1_dot_round__pb2.Receipt.FromString,
+                _registered_method=True)
+        self.Match = channel.unary_stream(
                 '/pfedsecure.v1.Round/Match',
                 request_serializer=pfedsecure_dot_v1_dot_round__pb2.MatchRequest.SerializeToString,
-                response_deserializer=pfedsecure_dot_v1_dot_round__pb2.MatchReply.FromString,
+                response_deserializer=pfedsecure_dot_v1_dot_payload__pb2.PayloadChunk.FromString,
                 _registered_method=True)
         self.GetExperts = channel.unary_stream(
                 '/pfedsecure.v1.Round/GetExperts',
@@ -85,8 +90,16 @@ class RoundServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def SetUpMatching(self, request_iterator, context):
+        """What matching needs to have of some client in each epoch of the cohort secret, named in the header.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def Match(self, request, context):
-        """Candidates for the caller's experts, from the pool as it was when the round opened.
+        """Candidates for the caller's experts, from the pool as it was when the round opened, in the form of the matching
+        mode; the client ranks. To a query for everything the answer lists all others' experts.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -135,10 +148,15 @@ def add_RoundServicer_to_server(servicer, server):
                     request_deserializer=pfedsecure_dot_v1_dot_round__pb2.GetGlobalPromptRequest.FromString,
                     response_serializer=pfedsecure_dot_v1_dot_payload__pb2.PayloadChunk.SerializeToString,
             ),
-            'Match': grpc.unary_unary_rpc_method_handler(
+            'SetUpMatching': grpc.stream_unary_rpc_method_handler(
+                    servicer.SetUpMatching,
+                    request_deserializer=pfedsecure_dot_v1_dot_payload__pb2.PayloadChunk.FromString,
+                    response_serializer=pfedsecure_dot_v1_dot_round__pb2.Receipt.SerializeToString,
+            ),
+            'Match': grpc.unary_stream_rpc_method_handler(
                     servicer.Match,
                     request_deserializer=pfedsecure_dot_v1_dot_round__pb2.MatchRequest.FromString,
-                    response_serializer=pfedsecure_dot_v1_dot_round__pb2.MatchReply.SerializeToString,
+                    response_serializer=pfedsecure_dot_v1_dot_payload__pb2.PayloadChunk.SerializeToString,
             ),
             'GetExperts': grpc.unary_stream_rpc_method_handler(
                     servicer.GetExperts,
@@ -205,6 +223,33 @@ class Round:
             _registered_method=True)
 
     @staticmethod
+    def SetUpMatching(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_unary(
+            request_iterator,
+            target,
+            '/pfedsecure.v1.Round/SetUpMatching',
+            pfedsecure_dot_v1_dot_payload__pb2.PayloadChunk.SerializeToString,
+            pfedsecure_dot_v1_dot_round__pb2.Receipt.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
     def Match(request,
             target,
             options=(),
@@ -215,12 +260,12 @@ class Round:
             wait_for_ready=None,
             timeout=None,
             metadata=None):
-        return grpc.experimental.unary_unary(
+        return grpc.experimental.unary_stream(
             request,
             target,
             '/pfedsecure.v1.Round/Match',
             pfedsecure_dot_v1_dot_round__pb2.MatchRequest.SerializeToString,
-            pfedsecure_dot_v1_dot_round__pb2.MatchReply.FromString,
+            pfedsecure_dot_v1_dot_payload__pb2.PayloadChunk.FromString,
             options,
             channel_credentials,
             insecure,

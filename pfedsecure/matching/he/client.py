@@ -1,0 +1,149 @@
+"""The client's side of encrypted matching.
+
+Guaranteed, computationally, by RLWE with ternary secrets at N = 8192 and a modulus of 180 bits:
+
+- Against the server, which follows the protocol or not: a sketch and a query tell it nothing, nor does an answer. Which
+  experts a client then asks for does tell it something, unless the client fetches all. A server that makes up answers
+  can learn that much about what it put into them, and is found out when a borrowed expert is not as far as it said.
+- Against other clients, one query a round: of each expert a number of fewer than log2(t) + 1 = 29 bits, the squared
+  distance of its quantised sketch if the query is one.
+
+Not guaranteed: anything against the server and a client together, as every client has the key: they can open all
+sketches. With a release these have differential privacy of their own: `pfedsecure.matching.release`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+
+import numpy as np
+from google.protobuf.message import DecodeError
+from numpy.typing import NDArray
+
+from pfedsecure.errors import MessageRejected
+from pfedsecure.matching.candidates import Candidate
+from pfedsecure.matching.he.answers import unpacked
+from pfedsecure.matching.he.encryption import encrypt, quantised, query_polynomial, shortened, sketch_polynomial
+from pfedsecure.matching.he.parameters import ANSWER_BYTES, LARGEST, PLAIN_MODULUS, RING, Layout
+from pfedsecure.matching.he.secret import SecretKey
+from pfedsecure.matching.kept import Kept
+from pfedsecure.matching.release import Release, largest_norm, to_grid
+from pfedsecure.matching.sketch import Sketcher
+from pfedsecure.pki.cohort import CohortSecrets
+from pfedsecure.wire.v1.matching_pb2 import EncryptedAnswer
+
+
+class HeClientMatching:
+    """The client's side for sketches of `sketcher`.
+
+    `secrets` is called for the cohort's secrets at every use: a newer kit may be installed while the client runs.
+    `release` adds noise to a sketch before it is encrypted; None leaves it as it is. `kept` outlives a crash.
+    """
+
+    def __init__(
+        self, sketcher: Sketcher, secrets: Callable[[], CohortSecrets], kept: Kept, release: Release | None
+    ) -> None:
+        self._sketcher = sketcher
+        self._layout = Layout(sketcher.dimension)
+        self._secrets = secrets
+        self._kept = kept
+        self._release = release
+        self._key: SecretKey | None = None
+        self._asked: NDArray[np.int64] | None = None
+
+    @property
+    def epoch(self) -> int:
+        return self._secrets().epoch
+
+    def setup(self) -> bytes:
+        return self._secret_key().evaluation_keys(self._layout)
+
+    def sketch(self, context: NDArray[np.float32], trained_round: int) -> bytes:
+        numbers = self._numbers(context, trained_round)
+        return self._once("sketch", f"{trained_round}", sketch_polynomial(numbers, self._layout), numbers)
+
+    def query(self, context: NDArray[np.float32], trained_round: int, round_number: int) -> bytes:
+        self._asked = numbers = self._numbers(context, trained_round)
+        return self._once("query", f"{round_number}", query_polynomial(numbers, self._layout), numbers)
+
+    def asks_for_setup(self, answer: bytes) -> bool:
+        return _read(answer).keys_wanted
+
+    def rank(self, answer: bytes, k: int) -> list[Candidate]:
+        assert self._asked is not None, "there is an answer only to a query"
+        message = _read(answer)
+        if message.epoch != self.epoch:
+            return []  # a kit was installed meanwhile, or the pool has nothing of this epoch: nothing to choose from
+        found = self._distances(message, int(self._asked @ self._asked))
+        nearest = sorted(found, key=lambda item: (item[1], item[0]))[:k]
+        return [Candidate(expert_id, float(squared)) for expert_id, squared in nearest]
+
+    def check(self, candidate: Candidate, context: NDArray[np.float32]) -> None:
+        if self._release is not None:
+            return  # the noise of the other's sketch is not known
+        assert self._asked is not None
+        theirs = quantised(self._sketcher.sketch(context), self._sketcher.clip)
+        squared = int(((self._asked - theirs) ** 2).sum())
+        if candidate.distance != squared:
+            raise MessageRejected(
+                f"expert {candidate.expert_id[:8]}: its sketch is not that of its prompt, which is at a squared "
+                f"distance of {squared}, not {candidate.distance:.0f}"
+            )
+
+    def _numbers(self, context: NDArray[np.float32], trained_round: int) -> NDArray[np.int64]:
+        """Integers `(m,)` of norm up to R."""
+        vector = self._sketcher.sketch(context)
+        if self._release is None:
+            return quantised(vector, self._sketcher.clip)
+        # So small that there is room for the noise.
+        radius = int(LARGEST / largest_norm(len(vector), self._release.noise_multiplier))
+        numbers = to_grid(vector, self._sketcher.clip, radius)
+        if trained_round:
+            numbers = shortened(self._release.released(numbers, radius, trained_round))
+        return numbers
+
+    def _once(self, what: str, key: str, polynomial: NDArray[np.int64], numbers: NDArray[np.int64]) -> bytes:
+        """The ciphertext that was made of `numbers` for `key` before a crash, or a new one, which is kept."""
+        digest = hashlib.sha256(numbers.astype("<i8").tobytes()).hexdigest()
+        secret = self._secret_key()
+        full_key = f"{key} {secret.epoch} {digest}"
+        found = self._kept.find(what, full_key)
+        if found is None:
+            found = encrypt(polynomial, secret)
+            self._kept.keep(what, full_key, found)
+        return found
+
+    def _secret_key(self) -> SecretKey:
+        secrets = self._secrets()
+        if self._key is None or self._key.epoch != secrets.epoch:
+            self._key = SecretKey(secrets, secrets.epoch)
+        return self._key
+
+    def _distances(self, message: EncryptedAnswer, own_norm: int) -> list[tuple[str, int]]:
+        """Squared distance by expert."""
+        stride = self._layout.stride
+        for block in message.blocks:
+            sizes = len(block.expert_ids), len(block.bodies), len(block.shared)
+            if sizes != (stride, ANSWER_BYTES * stride, ANSWER_BYTES * RING):
+                raise MessageRejected("the server's match answer is not of the form of this plan")
+        if not message.blocks:
+            return []
+        bodies = np.stack([unpacked(block.bodies) for block in message.blocks])
+        shared = np.stack([unpacked(block.shared) for block in message.blocks])
+        scaled = self._secret_key().decrypt(bodies, shared, self._layout)
+        squared = (scaled * pow(stride, -1, PLAIN_MODULUS) + own_norm) % PLAIN_MODULUS
+        ids = [list(block.expert_ids) for block in message.blocks]
+        return [
+            (expert_id, int(squared[row, lane]))
+            for row, lanes in enumerate(ids)
+            for lane, expert_id in enumerate(lanes)
+            if expert_id
+        ]
+
+
+def _read(answer: bytes) -> EncryptedAnswer:
+    try:
+        return EncryptedAnswer.FromString(answer)
+    except DecodeError:
+        raise MessageRejected("the server's match answer is not an EncryptedAnswer") from None

@@ -1,0 +1,158 @@
+"""The server's side of encrypted matching: which sketch is in which lane of which block, and whose turn it is.
+
+It has no key that opens anything; `client` says what is guaranteed. One epoch of the cohort's secret never meets
+another: sketches and queries are compared with those of their own epoch alone.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+import threading
+from collections.abc import Callable, Collection, Sequence
+from concurrent.futures import Executor, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from multiprocessing import get_context
+from pathlib import Path
+
+from google.protobuf.message import DecodeError
+
+from pfedsecure.errors import MessageRejected, ServerUnreachable
+from pfedsecure.matching.he import work
+from pfedsecure.matching.he.encryption import BODY_BYTES, SEED_BYTES, read_encrypted
+from pfedsecure.matching.he.parameters import Layout
+from pfedsecure.matching.he.pool import EpochPool, Part
+from pfedsecure.matching.interface import PoolEntry
+from pfedsecure.wire.v1.matching_pb2 import EncryptedAnswer, EncryptedSketch, EvaluationKeys
+
+MAX_SETUP_BYTES = 16 * 1024 * 1024
+_FRAMING_BYTES = 64
+
+
+_Submit = Callable[[bytes, Sequence[work.BlockFile], Path], list[tuple[bytes, bytes]]]
+
+
+class HeServerMatching:
+    """The server's side for sketches of `dimension` numbers. `executor` runs what takes long; by default processes."""
+
+    one_query = True
+    max_sketch_bytes = SEED_BYTES + BODY_BYTES + _FRAMING_BYTES
+    max_setup_bytes = MAX_SETUP_BYTES
+
+    def __init__(self, dimension: int, executor: Executor | None = None) -> None:
+        self._layout = Layout(dimension)
+        self._given = executor
+        self._made: ProcessPoolExecutor | None = None
+        self._folder = Path(tempfile.mkdtemp(prefix="pfed-matching-"))
+        self._epochs: dict[int, EpochPool] = {}
+        self._lock = threading.Lock()
+
+    def check_sketch(self, sketch: bytes, epoch: int) -> None:
+        found, _ = read_encrypted(sketch, "the sketch")
+        if found != epoch:
+            raise MessageRejected(f"the sketch is of epoch {found}, the expert beside it of epoch {epoch}")
+
+    def install(self, epoch: int, setup: bytes) -> None:
+        message = _read_setup(setup)
+        if message.epoch != epoch:
+            raise MessageRejected(f"evaluation keys of epoch {message.epoch} have come for epoch {epoch}")
+        try:
+            self._executor.submit(work.check_keys, setup, self._layout).result()
+        except BrokenProcessPool:
+            self._abandon_processes()
+            raise MessageRejected("these are no evaluation keys: they crash whoever reads them") from None
+        path = self._folder / f"keys-{epoch}"
+        path.write_bytes(setup)
+        with self._lock:
+            self._epochs[epoch] = EpochPool(epoch, path, self._layout, self._folder)
+
+    def index(self, pool: Sequence[PoolEntry]) -> HeMatchIndex:
+        with self._lock:
+            by_epoch: dict[int, list[PoolEntry]] = {epoch: [] for epoch in self._epochs}
+            for entry in pool:
+                by_epoch.setdefault(EncryptedSketch.FromString(entry.sketch).epoch, []).append(entry)
+            lacking = by_epoch.keys() - self._epochs.keys()
+            try:
+                parts = {key: epoch.hold(by_epoch[key], self._executor) for key, epoch in self._epochs.items()}
+            except BrokenProcessPool:
+                self._abandon_processes()
+                raise ServerUnreachable("the server's matching was interrupted; try again") from None
+        return HeMatchIndex(parts, lacking, self._layout, self._submit)
+
+    def forget(self, epoch: int) -> None:
+        with self._lock:
+            self._epochs.pop(epoch, None)
+        for path in (self._folder / f"keys-{epoch}", *self._folder.glob(f"block-{epoch}-*")):
+            path.unlink(missing_ok=True)
+
+    def close(self) -> None:
+        if self._made is not None:
+            self._made.shutdown(wait=True, cancel_futures=True)
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+    @property
+    def _executor(self) -> Executor:
+        if self._given is not None:
+            return self._given
+        if self._made is None:
+            spawn = get_context("spawn")  # a fork would copy locks that threads hold
+            self._made = ProcessPoolExecutor(len(os.sched_getaffinity(0)), spawn, initializer=work.prepare)
+        return self._made
+
+    def _submit(self, query: bytes, blocks: Sequence[work.BlockFile], keys: Path) -> list[tuple[bytes, bytes]]:
+        size = max(1, -(-len(blocks) // (os.cpu_count() or 1)))
+        parts = [blocks[start : start + size] for start in range(0, len(blocks), size)]
+        try:
+            futures = [self._executor.submit(work.answer, query, part, keys, self._layout) for part in parts]
+            return [answer for future in futures for answer in future.result()]
+        except BrokenProcessPool:
+            self._abandon_processes()
+            raise ServerUnreachable("the server's matching was interrupted; try again") from None
+        except FileNotFoundError:
+            raise MessageRejected("the round of this query is over; ask where the federation stands") from None
+
+    def _abandon_processes(self) -> None:
+        if self._made is not None:
+            self._made.shutdown(wait=False, cancel_futures=True)
+            self._made = None
+
+
+class HeMatchIndex:
+    """The pool of one round, by epoch; `lacking`: epochs of experts that there are no keys for."""
+
+    def __init__(self, parts: dict[int, Part], lacking: Collection[int], layout: Layout, submit: _Submit) -> None:
+        self._parts = parts
+        self._lacking = lacking
+        self._layout = layout
+        self._submit = submit
+
+    def lacks_setup(self, query: bytes) -> int:
+        epoch, _ = read_encrypted(query, "the query")
+        return epoch if epoch in self._lacking else 0
+
+    def asking_for_setup(self, epoch: int) -> bytes:
+        return EncryptedAnswer(epoch=epoch, keys_wanted=True).SerializeToString()
+
+    def answer(self, query: bytes, k: int, asker: str, round_number: int) -> bytes:
+        epoch, _ = read_encrypted(query, "the query")
+        part = self._parts.get(epoch)
+        reply = EncryptedAnswer(epoch=epoch)
+        if part is None:
+            return reply.SerializeToString(deterministic=True)
+        files = []
+        for path, lanes in part.blocks:
+            told = {lane: entry.expert_id for lane, entry in lanes.items() if entry.owner != asker}
+            if told:
+                files.append(work.BlockFile(path, tuple(sorted(told))))
+                reply.blocks.add(expert_ids=[told.get(lane, "") for lane in range(self._layout.stride)])
+        for block, (bodies, shared) in zip(reply.blocks, self._submit(query, files, part.keys), strict=True):
+            block.bodies, block.shared = bodies, shared
+        return reply.SerializeToString(deterministic=True)
+
+
+def _read_setup(setup: bytes) -> EvaluationKeys:
+    try:
+        return EvaluationKeys.FromString(setup)
+    except DecodeError:
+        raise MessageRejected("these are no EvaluationKeys") from None

@@ -1,0 +1,86 @@
+"""What takes long on the server, as functions on files and bytes: run by processes of their own.
+
+SEAL's Python binding holds the interpreter's lock while it computes, so threads would neither run side by side nor let
+the server answer its other callers. A process that SEAL's parser might crash takes nothing with it.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+from pfedsecure.matching.he.answers import packed
+from pfedsecure.matching.he.encryption import read_encrypted
+from pfedsecure.matching.he.evaluation import Block, EvaluationKeys, Projected
+from pfedsecure.matching.he.parameters import Layout
+from pfedsecure.matching.he.seal_objects import ciphertext
+
+
+@dataclass(frozen=True)
+class Change:
+    """What a lane of a block held and holds: uploads, None for an empty lane."""
+
+    lane: int
+    before: bytes | None
+    after: bytes | None
+
+
+@dataclass(frozen=True)
+class BlockFile:
+    """A block that `update` wrote, and the lanes of it that may be told of."""
+
+    path: Path
+    lanes: tuple[int, ...]
+
+
+def prepare() -> None:
+    """To be run first in a process: Ctrl-C is the parent's to handle, which ends its processes."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def check_keys(content: bytes, layout: Layout) -> None:
+    """Raises MessageRejected unless `content` are evaluation keys of this layout."""
+    EvaluationKeys(content, layout)
+
+
+def update(old: Path | None, changes: Sequence[Change], new: Path, keys: Path, layout: Layout) -> None:
+    """Write the block `new`: the block `old`, or an empty one, with some lanes changed."""
+    block = Block() if old is None else Block.read(old)
+    for change in changes:
+        if change.before is not None:
+            block.put(_projected(change.before, keys, layout), change.lane, sign=-1)
+        if change.after is not None:
+            block.put(_projected(change.after, keys, layout), change.lane)
+    unfinished = new.with_suffix(f".{os.getpid()}")
+    block.write(unfinished)
+    unfinished.replace(new)
+
+
+def answer(query: bytes, blocks: Sequence[BlockFile], keys: Path, layout: Layout) -> list[tuple[bytes, bytes]]:
+    """Bodies and shared polynomial, for the wire, of each block's answer to an EncryptedSketch."""
+    _, polynomials = read_encrypted(query, "the query")
+    encrypted = ciphertext(polynomials)
+    answers = []
+    for file in blocks:
+        bodies, shared = _block(file.path).answer(encrypted, file.lanes, layout, _keys(keys, layout))
+        answers.append((packed(bodies), packed(shared)))
+    return answers
+
+
+def _projected(upload: bytes, keys: Path, layout: Layout) -> Projected:
+    _, polynomials = read_encrypted(upload, "the sketch")
+    return Projected(polynomials, layout, _keys(keys, layout))
+
+
+@lru_cache(maxsize=4)
+def _keys(path: Path, layout: Layout) -> EvaluationKeys:
+    return EvaluationKeys(path.read_bytes(), layout)
+
+
+@lru_cache(maxsize=128)
+def _block(path: Path) -> Block:
+    return Block.read(path)

@@ -1,0 +1,50 @@
+"""What ways of matching without keys have in common."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pfedsecure.errors import MessageRejected
+from pfedsecure.matching.candidates import Candidate
+
+
+class KeylessClient:
+    """The client's side: there is nothing to set up, and nothing that a borrowed prompt could be checked against."""
+
+    epoch = 0
+
+    def setup(self) -> bytes:
+        return b""
+
+    def asks_for_setup(self, answer: bytes) -> bool:
+        return False
+
+    def check(self, candidate: Candidate, context: NDArray[np.float32]) -> None:
+        return
+
+
+class KeylessServer:
+    """The server's side."""
+
+    one_query = False
+    max_setup_bytes = 0
+
+    def install(self, epoch: int, setup: bytes) -> None:
+        raise MessageRejected("in this plan matching has no keys")
+
+    def forget(self, epoch: int) -> None:
+        return
+
+    def close(self) -> None:
+        return
+
+
+class KeylessIndex:
+    """The pool of one round."""
+
+    def lacks_setup(self, query: bytes) -> int:
+        return 0
+
+    def asking_for_setup(self, epoch: int) -> bytes:
+        raise AssertionError("nothing is lacking")
