@@ -14,6 +14,7 @@ from pfed_cli.methods import TITLES
 
 from .contract import Bar, Report, Row
 from .expert_tables import experts_table
+from .matching_table import matching_table
 
 
 def table_of(report: Report) -> str:
@@ -83,8 +84,7 @@ def secagg_table(report: Report) -> str:
         ]
         lines.append(f"| {case[0]:,} | {case[1]:,} | {case[2]:.0%} | {graph} | " + " | ".join(cells) + " |")
     lines.append("")
-    lines += [f"- `{bar}`: {_readable(found.value)} ({_limit(found)})" for bar, found in report.bars.items()]
-    return "\n".join(lines)
+    return "\n".join(lines + _bars(report))
 
 
 def _ran_on(report: Report) -> str:
@@ -103,6 +103,10 @@ def _readable(value: float) -> str:
     return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
+def _bars(report: Report) -> list[str]:
+    return [f"- `{bar}`: {_readable(found.value)} ({_limit(found)})" for bar, found in report.bars.items()]
+
+
 def _limit(bar: Bar) -> str:
     return "no limit" if bar.limit is None else f"{bar.sense} {bar.limit:g}: {'ok' if bar.ok else 'missed'}"
 
@@ -119,5 +123,6 @@ _WAYS = {"pfedsecure": "ours", "flower": "Flower", "ckks": "CKKS"}
 _TABLES: dict[str, Callable[[Report], str]] = {
     "experts": experts_table,
     "federation": federation_table,
+    "matching": lambda report: "\n".join([matching_table(report), *_bars(report)]),
     "secagg": secagg_table,
 }

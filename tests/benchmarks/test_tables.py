@@ -132,5 +132,7 @@ def test_a_document_without_marks_is_left_alone(document: str) -> None:
 def test_a_benchmark_without_a_table_is_named() -> None:
     other = REPORT.model_copy(update={"bench": "other"})
 
-    with pytest.raises(click.ClickException, match="other has no table; those that do: experts, federation, secagg"):
+    with pytest.raises(
+        click.ClickException, match="other has no table; those that do: experts, federation, matching, secagg"
+    ):
         table_of(other)
