@@ -82,6 +82,7 @@ class Session:
         self._limits = Limits(agreement.plan)
         owner = model_owner(agreement.plan, backbone_digest)
         self._training = Training(self._exchange, state, trainer, owner, self._observer, executor)
+        self._claim = self._experts.claim(identity.subject.fingerprint if identity else "")
         # What the server gave a receipt for: experts by round, and a round with the last step of its aggregation.
         self._confirmed_experts: set[int] = set()
         self._confirmed_step = 0, 0
@@ -116,7 +117,8 @@ class Session:
                 plan_digest=self._plan.digest(),
                 instance_id=self._state.record.instance_id,
                 software_version=pfedsecure.__version__,
-                pseudonym=self._experts.pseudonym,
+                author_certificate=self._claim.certificate,
+                author_signature=self._claim.signature,
             )
         )
         if reply.federation_id != self._agreement.federation_id:

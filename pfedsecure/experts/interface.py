@@ -11,13 +11,14 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from pfedsecure.experts.claim import Claim
+
 
 class ClientExperts(Protocol):
     """The client's side of one way of lending."""
 
-    @property
-    def pseudonym(self) -> str:
-        """Under which peers know this client's experts; empty when the server gives out pseudonyms."""
+    def claim(self, caller: str) -> Claim:
+        """Proves which pseudonym is this client's, which calls with the key of fingerprint `caller`, to the server."""
 
     @property
     def epoch(self) -> int:

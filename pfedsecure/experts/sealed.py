@@ -27,6 +27,7 @@ from google.protobuf.message import DecodeError
 from numpy.typing import NDArray
 
 from pfedsecure.errors import IdentityError, MessageRejected
+from pfedsecure.experts.claim import Claim, make_claim
 from pfedsecure.experts.envelope import SALT_BYTES, TAG_BYTES, Label, seal, unseal
 from pfedsecure.experts.interface import Seen
 from pfedsecure.experts.plain import read_expert, write_expert
@@ -76,13 +77,12 @@ class SealedExperts:
         self._verified: dict[bytes, VerifiedAuthor] = {}
 
     @property
-    def pseudonym(self) -> str:
-        return self._author.pseudonym
-
-    @property
     def epoch(self) -> int:
         """Raises IdentityError when the cohort's secrets cannot be read."""
         return self._secrets().epoch
+
+    def claim(self, caller: str) -> Claim:
+        return make_claim(self._author, self._belonging.federation_id, caller)
 
     def pack(self, context: NDArray[np.float32], round_number: int) -> bytes:
         secrets = self._secrets()

@@ -13,11 +13,11 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-import re
 import secrets
 from collections.abc import Sequence
 from concurrent.futures import Executor
 from dataclasses import replace
+from datetime import UTC, datetime
 from functools import partial
 
 from cryptography import x509
@@ -32,6 +32,7 @@ from pfed_server.store import Member, Store
 from pfedsecure.aggregation.factory import server_aggregation
 from pfedsecure.console import one_line
 from pfedsecure.errors import MessageRejected, NameTaken, NotAMember, PlanMismatch
+from pfedsecure.experts.claim import Claim, verify_claim
 from pfedsecure.plan import Plan
 from pfedsecure.wire.peer import Peer, require_role
 from pfedsecure.wire.v1 import federation_pb2 as fed
@@ -41,7 +42,6 @@ from pfedsecure.wire.v1 import round_pb2 as rnd
 LONGEST_WAIT_SECONDS = 30.0
 MAX_INSTANCE_ID_CHARS = 64
 MAX_VERSION_CHARS = 32
-PSEUDONYM = re.compile("[0-9a-f]{32}")
 
 _logger = logging.getLogger(__name__)
 
@@ -65,6 +65,7 @@ class Coordinator:
     ) -> None:
         self._plan = plan
         self._store = store
+        self._authority = authority
         aggregation = server_aggregation(plan, context_shape, authority)
         self._federation = Federation(plan, store, aggregation, clock or SystemClock())
         self._aggregating = Aggregating(self._federation)
@@ -103,7 +104,10 @@ class Coordinator:
         )
 
     async def join(self, peer: Peer, request: fed.JoinRequest) -> fed.JoinReply:
-        """Raises PlanMismatch for another plan, NameTaken when the name belongs to another key or a live process."""
+        """Raises PlanMismatch for another plan, NameTaken when the name belongs to another key or a live process.
+
+        IdentityError for a pseudonym that the caller does not prove to be its own.
+        """
         require_role(peer, "client")
         _check_instance_id(request.instance_id)
         digest = self._plan.digest()
@@ -112,7 +116,7 @@ class Coordinator:
                 f"the plan of this server has digest {digest[:12]}, the client agreed to "
                 f"{request.plan_digest[:12]!r}; use the server's plan or the server of that plan"
             )
-        pseudonym = self._check_pseudonym(request.pseudonym)
+        pseudonym = self._pseudonym(peer, Claim(request.author_certificate, request.author_signature))
         await self._federation.exclusively(partial(self._join, peer, request.instance_id, pseudonym))
         version = one_line(request.software_version[:MAX_VERSION_CHARS]) or "unknown"
         _logger.info("%s joined, version %s", peer.name, version)
@@ -240,16 +244,16 @@ class Coordinator:
         self._federation.heard(member.name)
         return member
 
-    def _check_pseudonym(self, pseudonym: str) -> str:
-        """The pseudonym that a joining client must, or must not, bring. Raises MessageRejected."""
+    def _pseudonym(self, peer: Peer, claim: Claim) -> str:
+        """The pseudonym that a joining client must, or must not, bring. Raises MessageRejected, IdentityError."""
         if not self._plan.sealed_experts:
-            if pseudonym:
-                raise MessageRejected("in this plan experts are not sealed, and clients bring no pseudonym")
-        elif not PSEUDONYM.fullmatch(pseudonym):
-            raise MessageRejected(
-                "in this plan experts are sealed, and clients bring the pseudonym of their certificate"
-            )
-        return pseudonym
+            if claim != Claim():
+                raise MessageRejected("in this plan experts are not sealed, and clients bring no author certificate")
+            return ""
+        if self._authority is None:
+            raise MessageRejected("in this plan experts are sealed, which takes certificates: use a server with TLS")
+        federation_id = self._federation.state.federation_id
+        return verify_claim(claim, self._authority, federation_id, peer.fingerprint, datetime.now(UTC))
 
     async def _join(self, peer: Peer, instance_id: str, pseudonym: str) -> None:
         federation = self._federation

@@ -22,6 +22,7 @@ from pfed_server.coordinator import Coordinator
 from pfed_server.sql_store import SqlStore
 from pfedsecure.console import Address
 from pfedsecure.errors import IdentityError, InsecureTransport, PfedError, ServerUnreachable
+from pfedsecure.experts.claim import make_claim
 from pfedsecure.pki.author import Author
 from pfedsecure.pki.development import enrol, ensure_development_pki
 from pfedsecure.pki.identity import Identity
@@ -59,10 +60,16 @@ def ask(folder: Path, *arguments: str, tls: bool = True) -> Result:
 async def join(coordinator: Coordinator, name: str) -> None:
     identity = enrol(Path("certs/dev"), name, "client", Path(name))
     peer = Peer.from_certificate(identity.certificate, identity.authority, datetime.now(UTC))
+    api = InProcessApi(coordinator, peer)
+    federation_id = (await api.get_plan()).federation_id
+    claim = make_claim(Author.load(identity.folder), federation_id, identity.subject.fingerprint)
     request = fed.JoinRequest(
-        plan_digest=PLAN.digest(), instance_id="1", pseudonym=Author.load(identity.folder).pseudonym
+        plan_digest=PLAN.digest(),
+        instance_id="1",
+        author_certificate=claim.certificate,
+        author_signature=claim.signature,
     )
-    await InProcessApi(coordinator, peer).join(request)
+    await api.join(request)
 
 
 def test_json_has_every_field_with_numbers_as_numbers(tmp_path: Path) -> None:

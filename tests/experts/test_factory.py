@@ -56,13 +56,17 @@ def made(plan: Plan, identity: Identity | None, federation: str = "f1") -> Any:
     return client_experts(plan, SHAPE, federation, identity, Unseen())
 
 
+def pseudonym_of(experts: SealedExperts) -> str:
+    return experts._author.pseudonym
+
+
 def test_clients_of_one_federation_lend_each_other_experts(enrol: Enrol, context_of: Any) -> None:
     alice, bob = (made(SEALED, enrol(name)) for name in ("alice", "bob"))
     assert isinstance(alice, SealedExperts)
     context = context_of(1)
     envelope = alice.pack(context, 1)
-    assert server_experts(SEALED, SHAPE).check(envelope, alice.pseudonym, 1) == alice.epoch == 1
-    np.testing.assert_array_equal(bob.unpack(envelope, alice.pseudonym, 2), context)
+    assert server_experts(SEALED, SHAPE).check(envelope, pseudonym_of(alice), 1) == alice.epoch == 1
+    np.testing.assert_array_equal(bob.unpack(envelope, pseudonym_of(alice), 2), context)
 
 
 def test_the_digest_of_the_plan_and_the_federation_are_bound(enrol: Enrol, context_of: Any) -> None:
@@ -71,7 +75,7 @@ def test_the_digest_of_the_plan_and_the_federation_are_bound(enrol: Enrol, conte
     envelope = ours.pack(context_of(1), 1)
     for plan, federation in ((SEALED.model_copy(update={"seed": 2}), "f1"), (SEALED, "f2")):
         with pytest.raises(MessageRejected, match="not sealed by this cohort for what it claims"):
-            made(plan, bob, federation).unpack(envelope, ours.pseudonym, 2)
+            made(plan, bob, federation).unpack(envelope, pseudonym_of(ours), 2)
 
 
 def test_a_newer_kit_is_taken_up_without_a_restart(
@@ -84,8 +88,8 @@ def test_a_newer_kit_is_taken_up_without_a_restart(
     install_kit(identity.folder, Kit.unpack(path.read_bytes(), str(path)))
     assert experts.epoch == 2
     server = server_experts(SEALED, SHAPE)
-    assert server.check(before, experts.pseudonym, 1) == 1
-    assert server.check(experts.pack(context_of(1), 1), experts.pseudonym, 1) == 2
+    assert server.check(before, pseudonym_of(experts), 1) == 1
+    assert server.check(experts.pack(context_of(1), 1), pseudonym_of(experts), 1) == 2
 
 
 def test_the_plan_chooses(enrol: Enrol) -> None:

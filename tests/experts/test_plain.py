@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pfedsecure.errors import MessageRejected
+from pfedsecure.experts.claim import Claim
 from pfedsecure.experts.plain import PlainExperts, read_expert, write_expert
 from pfedsecure.wire.tensors import to_tensor
 from pfedsecure.wire.v1.expert_pb2 import PlainExpert
@@ -54,7 +55,7 @@ def test_the_same_context_is_the_same_bytes_whatever_its_layout(context_of: Cont
 
 def test_the_server_gives_out_pseudonyms_and_there_are_no_epochs() -> None:
     experts = PlainExperts(SHAPE, 100.0)
-    assert (experts.pseudonym, experts.epoch) == ("", 0)
+    assert (experts.claim("ab" * 32), experts.epoch) == (Claim(), 0)
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (2, 3), (16, 512), (64, 4096)])

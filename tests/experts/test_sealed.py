@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from datetime import timedelta
 from typing import Any
 
 import numpy as np
 import pytest
 
 from pfedsecure.errors import IdentityError, MessageRejected
+from pfedsecure.experts.claim import Claim, verify_claim
 from pfedsecure.experts.sealed import SealedServerExperts, padded_bytes
 from pfedsecure.pki.cohort import CohortSecrets
 from pfedsecure.wire.v1.expert_pb2 import SealedExpert
 
 ContextOf = Callable[..., np.ndarray]
 SHAPE = (2, 3)
+FEDERATION = "0f" * 16
 
 
 @pytest.mark.parametrize("shape", [(1, 1), SHAPE, (16, 512)])
@@ -28,7 +31,19 @@ def test_what_is_packed_is_unpacked_by_every_member(cohort: Any, context_of: Con
         np.testing.assert_array_equal(received, context)
         assert reader.seen == {alice.pseudonym: 4}
     assert SealedServerExperts(shape).check(envelope, alice.pseudonym, 4) == 1
-    assert alice.experts(shape).pseudonym == alice.pseudonym
+
+
+def test_a_claim_is_good_for_one_client_of_one_federation(cohort: Any, alice: Any, bob: Any) -> None:
+    authority = alice.authority.certificate
+    claim, caller = alice.experts().claim("ab" * 32), "ab" * 32
+    assert verify_claim(claim, authority, FEDERATION, caller, alice.clock) == alice.pseudonym
+    refused = [(claim, FEDERATION, "cd" * 32), (claim, "another", caller)]
+    refused += [(Claim(bob.experts().claim(caller).certificate, claim.signature), FEDERATION, caller)]
+    for one, federation, who in refused:
+        with pytest.raises(IdentityError, match="is not claimed by its author for this client and federation"):
+            verify_claim(one, authority, federation, who, alice.clock)
+    with pytest.raises(IdentityError, match="expired"):
+        verify_claim(claim, authority, FEDERATION, caller, alice.clock + timedelta(days=10_000))
 
 
 def test_packing_again_gives_the_same_bytes_and_everything_counts(cohort: Any, alice: Any, bob: Any) -> None:

@@ -25,6 +25,7 @@ from pfed_server.store import Store
 from pfedsecure.aggregation.interface import Contribution, RoundIdentity
 from pfedsecure.aggregation.plain import PlainClientAggregation
 from pfedsecure.console import Address
+from pfedsecure.experts.claim import Claim, make_claim
 from pfedsecure.experts.plain import read_expert, write_expert
 from pfedsecure.experts.sealed import Belonging, SealedExperts
 from pfedsecure.matching.interface import ClientMatching
@@ -124,6 +125,11 @@ class Members:
     def pseudonym(self, name: str) -> str:
         return Author.load(self.identity(name).folder).pseudonym
 
+    def claim(self, name: str, federation_id: str, *, author: str = "") -> Claim:
+        """What a client proves its pseudonym with; `author`: that of another's certificate and key."""
+        signing = Author.load(self.identity(author or name).folder)
+        return make_claim(signing, federation_id, self.identity(name).subject.fingerprint)
+
     def channel_credentials(self, name: str) -> grpc.ChannelCredentials:
         return channel_credentials(self.identity(name))
 
@@ -160,12 +166,22 @@ class Driver:
 
     async def join(self, *names: str, instance: str = "1", digest: str | None = None, key: int = 0) -> None:
         for name in names:
+            claim = self.claim(name) if self.plan.sealed_experts else Claim()
             request = fed.JoinRequest(
                 plan_digest=digest or self.plan.digest(),
                 instance_id=instance,
-                pseudonym=self.members.pseudonym(name) if self.plan.sealed_experts else "",
+                author_certificate=claim.certificate,
+                author_signature=claim.signature,
             )
             await self.coordinator.join(self.members.peer(name, key=key), request)
+
+    @property
+    def federation_id(self) -> str:
+        return self.coordinator._federation.state.federation_id
+
+    def claim(self, name: str, *, author: str = "") -> Claim:
+        """As `Members.claim`, for this federation."""
+        return self.members.claim(name, self.federation_id, author=author)
 
     async def view(self, name: str, *, seen: int = 0, wait: float = 0, instance: str = "1") -> fed.FederationView:
         request = fed.AwaitRequest(instance_id=instance, seen_version=seen, wait_seconds=wait)

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from cryptography.hazmat.primitives.serialization import Encoding
 
 from pfed_server.sql_store import SqlStore
 from pfedsecure.errors import IdentityError, MessageRejected, NameTaken, NotAMember
+from pfedsecure.experts.claim import Claim
 from pfedsecure.experts.plain import write_expert
 from pfedsecure.plan import Plan
 from pfedsecure.wire.v1 import federation_pb2 as fed
@@ -20,7 +23,8 @@ from pfedsecure.wire.v1.payload_pb2 import Publication
 MakePlan = Callable[..., Plan]
 NAMES = ("anna", "bert", "cleo")
 SEALED = {"aggregation": "plain", "experts": "sealed", "matching": "random"}
-OTHERS = "f" * 32
+ANEW = "bert-anew"
+"""Whose author certificate bert comes back with: with keys of its own, as after a new request."""
 
 
 def prompt(number: float) -> np.ndarray:
@@ -105,27 +109,65 @@ async def test_an_envelope_is_for_its_author_and_its_round(sealed_plan: Plan, dr
         assert len(driver.envelope("anna", 2**40, prompt(1), epoch=2**31)) <= longest
 
 
-async def joining(driver: Any, name: str, pseudonym: str) -> None:
-    request = fed.JoinRequest(plan_digest=driver.plan.digest(), instance_id="1", pseudonym=pseudonym)
+async def claiming(driver: Any, name: str, claim: Claim) -> None:
+    """A client joins with a claim that somebody made."""
+    request = fed.JoinRequest(
+        plan_digest=driver.plan.digest(),
+        instance_id="1",
+        author_certificate=claim.certificate,
+        author_signature=claim.signature,
+    )
     await driver.coordinator.join(driver.members.peer(name), request)
 
 
-@pytest.mark.parametrize("pseudonym", ["", "anna", "F" * 32, "f" * 31, "f" * 33, "f" * 32 + "\n"])
-async def test_where_experts_are_sealed_a_member_brings_its_pseudonym(
-    sealed_plan: Plan, drive: Any, pseudonym: str
+async def joining(driver: Any, name: str, author: str) -> None:
+    """A client joins with the author certificate and key of another."""
+    await claiming(driver, name, driver.claim(name, author=author))
+
+
+@pytest.mark.parametrize(
+    ("case", "message"),
+    [
+        ("none", "no author certificate"),
+        ("bytes", "no author certificate"),
+        ("its identity's certificate", "no author certificate"),
+        ("no signature", "not claimed by its author for this client and federation"),
+        ("another's certificate", "not claimed by its author"),
+        ("another's claim", "not claimed by its author"),
+        ("of another federation", "not claimed by its author"),
+        ("of another authority", "was not issued by authority"),
+    ],
+)
+async def test_where_experts_are_sealed_a_member_proves_its_pseudonym(
+    sealed_plan: Plan, drive: Any, tmp_path: Path, case: str, message: str
 ) -> None:
+    """Everybody has everybody's author certificate; whoever joined under another's pseudonym would lock it out."""
     async with drive(sealed_plan) as driver:
-        with pytest.raises(MessageRejected, match="clients bring the pseudonym of their certificate"):
-            await joining(driver, "anna", pseudonym)
+        own, victims = driver.claim("anna"), driver.claim("bert")
+        claims = {
+            "none": Claim(),
+            "bytes": Claim(b"\xff" * 500, own.signature),
+            "its identity's certificate": Claim(
+                driver.members.identity("anna").certificate.public_bytes(Encoding.DER), own.signature
+            ),
+            "no signature": Claim(own.certificate, b""),
+            "another's certificate": Claim(victims.certificate, own.signature),
+            "another's claim": victims,
+            "of another federation": driver.members.claim("anna", "0f" * 16),
+            "of another authority": type(driver.members)(tmp_path).claim("anna", driver.federation_id),
+        }
+        with pytest.raises(IdentityError, match=message):
+            await claiming(driver, "anna", claims[case])
         with pytest.raises(NotAMember):
             await driver.view("anna")
+        await driver.join("anna", "bert")
 
 
 @pytest.mark.parametrize("changes", [{}, {"experts": 0, "protection": SEALED}], ids=["plain", "no experts"])
 async def test_where_they_are_not_it_brings_none(make_plan: MakePlan, drive: Any, changes: dict[str, Any]) -> None:
     async with drive(make_plan(**changes)) as driver:
-        with pytest.raises(MessageRejected, match="clients bring no pseudonym"):
-            await joining(driver, "anna", "f" * 32)
+        with pytest.raises(MessageRejected, match="clients bring no author certificate"):
+            await joining(driver, "anna", "anna")
         await driver.join("anna")
 
 
@@ -134,10 +176,10 @@ async def test_a_pseudonym_is_one_members(sealed_plan: Plan, drive: Any) -> None
         await driver.join("anna")
         for _ in range(2):
             with pytest.raises(NameTaken, match="bert brings another member's pseudonym; request a certificate"):
-                await joining(driver, "bert", driver.members.pseudonym("anna"))
+                await joining(driver, "bert", "anna")
         await driver.join("bert")
         with pytest.raises(NameTaken, match="bert brings another member's pseudonym"):
-            await joining(driver, "bert", driver.members.pseudonym("anna"))
+            await joining(driver, "bert", "anna")
 
 
 async def test_who_comes_back_under_another_pseudonym_has_no_expert_in_the_pool(sealed_plan: Plan, drive: Any) -> None:
@@ -147,9 +189,9 @@ async def test_who_comes_back_under_another_pseudonym_has_no_expert_in_the_pool(
         await played(driver, 1)
         await driver.join("bert")  # as before: nothing changes
         assert (await driver.view("bert")).expert_epoch == 1
-        await joining(driver, "bert", OTHERS)
+        await joining(driver, "bert", ANEW)
         assert (await driver.view("bert")).expert_epoch == 0
-        for expert_id in (driver.members.pseudonym("bert"), OTHERS):
+        for expert_id in (driver.members.pseudonym("bert"), driver.members.pseudonym(ANEW)):
             assert await driver.coordinator.get_experts(driver.members.peer("anna"), 2, [expert_id]) == {}
         assert (await fetched(driver, "anna", 2, "cleo")).round == 1
 
@@ -158,18 +200,16 @@ async def test_nor_one_that_waits_for_its_round_to_close(sealed_plan: Plan, driv
     async with drive(sealed_plan) as driver:
         await opened(driver)
         await driver.publish_sealed("bert", 1, prompt(1))
-        await joining(driver, "bert", OTHERS)
+        await joining(driver, "bert", ANEW)
         assert not (await driver.view("bert")).expert_received
         for name in NAMES:
             await driver.submit(name, 1, prompt(1))
         for name in ("anna", "cleo"):
             await driver.publish_sealed(name, 1, prompt(1))
-        await driver.coordinator.publish_expert(
-            driver.members.peer("bert"), 1, driver.envelope("bert", 1, prompt(1), expert_id=OTHERS)
-        )
+        anew = driver.members.pseudonym(ANEW)
+        await driver.publish_sealed("bert", 1, prompt(1), expert_id=anew)
         await driver.until_round("anna", 2)
-        experts = await driver.coordinator.get_experts(driver.members.peer("anna"), 2, [OTHERS])
-        assert SealedExpert.FromString(experts[OTHERS]).author == OTHERS
+        assert (await fetched(driver, "anna", 2, ANEW)).author == anew
 
 
 @pytest.mark.parametrize("number", [1, 2])
@@ -280,7 +320,7 @@ async def test_a_report_counts_once_for_each_who_reports(
             await report(driver.members.peer("anna"), rnd.ReportExpertRequest(round=number, expert_id=bert))
         assert await reports(driver) == {"anna": 0, "bert": 1, "cleo": 0}
         await report(driver.members.peer("cleo"), rnd.ReportExpertRequest(round=2, expert_id=bert))
-        for expert_id, reporter in ((bert, "bert"), (OTHERS, "anna"), ("", "anna"), ("bert", "anna")):
+        for expert_id, reporter in ((bert, "bert"), ("f" * 32, "anna"), ("", "anna"), ("bert", "anna")):
             with pytest.raises(MessageRejected, match="is not another member's"):
                 await report(driver.members.peer(reporter), rnd.ReportExpertRequest(round=2, expert_id=expert_id))
         with pytest.raises(NotAMember):
@@ -290,7 +330,7 @@ async def test_a_report_counts_once_for_each_who_reports(
         assert await reports(driver) == {"anna": 0, "bert": 2, "cleo": 0}
         assert "anna cannot use the expert of bert, fetched in round 2" in caplog.text
     async with drive(sealed_plan, store) as driver:
-        await joining(driver, "bert", OTHERS)  # under whatever pseudonym, it is the same member
+        await joining(driver, "bert", ANEW)  # under whatever pseudonym, it is the same member
         assert await reports(driver) == {"anna": 0, "bert": 2, "cleo": 0}
         await report_again(driver)
         assert await reports(driver) == {"anna": 0, "bert": 2, "cleo": 0}
@@ -298,5 +338,5 @@ async def test_a_report_counts_once_for_each_who_reports(
 
 
 async def report_again(driver: Any) -> None:
-    request = rnd.ReportExpertRequest(round=2, expert_id=OTHERS)
+    request = rnd.ReportExpertRequest(round=2, expert_id=driver.members.pseudonym(ANEW))
     await driver.coordinator.report_expert(driver.members.peer("anna"), request)

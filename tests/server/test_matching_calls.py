@@ -90,9 +90,15 @@ class Scene:
         for name in NAMES:
             identity = self.members.identity(name)
             experts = client_experts(self.plan, SHAPE, federation_id, identity, Unseen())
+            claim = experts.claim(identity.subject.fingerprint)
             await self.coordinator.join(
                 self.members.peer(name),
-                fed.JoinRequest(plan_digest=self.plan.digest(), instance_id=name, pseudonym=experts.pseudonym),
+                fed.JoinRequest(
+                    plan_digest=self.plan.digest(),
+                    instance_id=name,
+                    author_certificate=claim.certificate,
+                    author_signature=claim.signature,
+                ),
             )
         while self.coordinator._federation.state.open_round is None:
             await asyncio.sleep(0.01)

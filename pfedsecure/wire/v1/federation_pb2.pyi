@@ -91,25 +91,30 @@ class JoinRequest(_message.Message):
     PLAN_DIGEST_FIELD_NUMBER: _builtins.int
     INSTANCE_ID_FIELD_NUMBER: _builtins.int
     SOFTWARE_VERSION_FIELD_NUMBER: _builtins.int
-    PSEUDONYM_FIELD_NUMBER: _builtins.int
+    AUTHOR_CERTIFICATE_FIELD_NUMBER: _builtins.int
+    AUTHOR_SIGNATURE_FIELD_NUMBER: _builtins.int
     plan_digest: _builtins.str
     """The plan that the client agrees to."""
     instance_id: _builtins.str
     """Random and kept by the client's state directory: tells a restarted client from a second one."""
     software_version: _builtins.str
-    pseudonym: _builtins.str
-    """Under which peers know the caller's experts: given by its author certificate; empty where experts are not sealed."""
+    author_certificate: _builtins.bytes
+    """Whose pseudonym peers know the caller's experts by: its author certificate, DER, and the author's signature for this
+    federation and the key that the caller's TLS certificate is for. Both empty where experts are not sealed.
+    """
+    author_signature: _builtins.bytes
     def __init__(
         self,
         *,
         plan_digest: _builtins.str = ...,
         instance_id: _builtins.str = ...,
         software_version: _builtins.str = ...,
-        pseudonym: _builtins.str = ...,
+        author_certificate: _builtins.bytes = ...,
+        author_signature: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["instance_id", b"instance_id", "plan_digest", b"plan_digest", "pseudonym", b"pseudonym", "software_version", b"software_version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["author_certificate", b"author_certificate", "author_signature", b"author_signature", "instance_id", b"instance_id", "plan_digest", b"plan_digest", "software_version", b"software_version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
