@@ -82,8 +82,8 @@ class Lending:
     async def match(self, member: Member, request: rnd.MatchRequest) -> bytes:
         if not 1 <= request.experts <= self._n_experts:
             raise MessageRejected(f"{request.experts} experts asked for, the plan allows 1 to {self._n_experts}")
+        part_of(self._federation.state, member.name, request.round)
         if request.everything:
-            part_of(self._federation.state, member.name, request.round)
             return self._all_but(member)
         self._check_asked_once(member.name, request)
         index = await self._match_index(member.name, request.round)
@@ -133,9 +133,11 @@ class Lending:
     def _is_asked_to_set_up(self, name: str, epoch: int) -> bool:
         """Whether this member is to set up matching for an epoch; others wait, and are asked when it does not."""
         now = self._federation.clock.monotonic()
-        asked, until = self._asked_to_set_up.get(epoch, (name, now))
-        if asked != name and now < until:
-            return False
+        asked, until = self._asked_to_set_up.get(epoch, ("", now))
+        if now < until:
+            return asked == name
+        if asked == name and now < until + SECONDS_TO_SET_UP:
+            return False  # it had its time; one of the others who wait looks again before this is over
         self._asked_to_set_up[epoch] = name, now + SECONDS_TO_SET_UP
         return True
 

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from pfed_client.kept_file import KeptFiles
+from pfed_server import lending
 from pfed_server.coordinator import Coordinator
 from pfed_server.lending import ANSWERS_A_ROUND
 from pfed_server.sql_store import SqlStore
@@ -199,6 +200,35 @@ async def test_a_member_asks_one_thing_a_round(scene: Any) -> None:
         other = it.matching["bert"].query(it.context("bert"), 1, 2)
         with pytest.raises(MessageRejected, match="anna has already sent another query in round 2"):
             await it.match("anna", rnd.MatchRequest(round=2, query=other, experts=2))
+
+
+async def test_naming_another_round_does_not_give_a_second_query(scene: Any) -> None:
+    """Rounds are counted by the server, not by what a member says."""
+    async with scene() as it:
+        await it.match("anna")
+        other = it.matching["bert"].query(it.context("bert"), 1, 2)
+        for number in (1, 3, 2**63):
+            with pytest.raises(MessageRejected):
+                await it.match("anna", rnd.MatchRequest(round=number, query=other, experts=2))
+        with pytest.raises(MessageRejected, match="anna has already sent another query in round 2"):
+            await it.match("anna", rnd.MatchRequest(round=2, query=other, experts=2))
+
+
+async def test_who_does_not_set_it_up_gives_way_to_the_next(scene: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However often it asks: neither does that prolong its time, nor is it the next to be asked."""
+    monkeypatch.setattr(lending, "SECONDS_TO_SET_UP", 0.4)
+    async with scene() as it:
+        for _ in range(3):
+            assert it.matching["anna"].asks_for_setup(await it.match("anna"))
+            await asyncio.sleep(0.1)
+        await asyncio.sleep(0.15)  # its time is over now, counted from its first question
+        again = asyncio.create_task(it.match("anna"))
+        await asyncio.sleep(0.05)
+        assert not again.done()
+        assert it.matching["bert"].asks_for_setup(await it.match("bert"))
+        await it.set_up("bert")
+        assert len(it.matching["bert"].rank(await it.match("bert"), 2)) == 2
+        assert len(it.matching["anna"].rank(await again, 2)) == 2
 
 
 async def test_a_slow_match_keeps_nobody_waiting(scene: Any) -> None:
