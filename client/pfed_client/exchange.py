@@ -88,6 +88,7 @@ class Exchange:
         self._experts = experts
         self._matching = matching
         self._fetch_all = fetch_all
+        self._distrusted = False
 
     async def global_prompt(self, round_number: int) -> GlobalPrompt:
         """The context that a round starts from; 0: the newest. Raises MessageRejected."""
@@ -106,6 +107,8 @@ class Exchange:
         own = prompt.start if own is None else own
         if self._fetch_all:
             matched = await self._everything(round_number)
+        elif self._distrusted:
+            matched = _Matched((), 0, 0)
         else:
             matched = await self._matched(round_number, own, trained_round)
         contents = await self._fetch(round_number, matched.candidates)
@@ -115,6 +118,13 @@ class Exchange:
             if item.expert_id in contents
         ]
         usable = [expert for expert in experts if expert is not None]
+        if self._matching.epoch and not self._fetch_all and 2 * len(usable) < len(matched.candidates):
+            # Made up, perhaps, to learn from what is asked for: each further question could tell more.
+            self._distrusted = True
+            _logger.warning(
+                "most experts that were matched are missing or not what they were matched as; this session matches no "
+                "more. Ask the server's operator, or use --fetch all"
+            )
         if self._fetch_all:
             usable = self._nearest(usable, own)
         return Download(

@@ -177,7 +177,7 @@ class Lending:
         drop = None
         if len(state.matching_epochs) >= EPOCHS_KEPT:
             drop = min(state.matching_epochs, key=lambda known: (in_use[known], known))
-            self._matching.forget(drop)
+            await self._in_thread(partial(self._matching.forget, drop))
         await self._federation.change(partial(self._federation.store.save_setup, epoch, name, setup, drop))
 
     async def _in_thread(self, work: Callable[[], T]) -> T:

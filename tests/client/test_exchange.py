@@ -22,6 +22,7 @@ from pfedsecure.plan import Plan
 from pfedsecure.wire.tensors import check_norm, to_tensor
 from pfedsecure.wire.v1 import round_pb2 as rnd
 from pfedsecure.wire.v1.expert_pb2 import PlainExpert
+from pfedsecure.wire.v1.matching_pb2 import EncryptedAnswer
 from pfedsecure.wire.v1.payload_pb2 import PlainMatchAnswer
 
 GOOD = np.zeros((2, 3), np.float32)
@@ -242,3 +243,29 @@ async def test_never_more_experts_than_the_plan_has(federation: Any, around: Any
         await asyncio.gather(it.run("a", api=api), it.run("b"))
         assert fetched == [["e"]] * 3
         assert it.model("a").experts.shape == (1, 2, 3)
+
+
+async def test_who_finds_that_answers_are_made_up_asks_no_more(
+    federation: Any, make_protected_plan: Any, around: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A server that makes up answers learns from what is asked for: ids that nobody has make a client stop."""
+    questions = []
+    async with federation(make_protected_plan(rounds__count=4, mixture__experts=2)) as it:
+        api = it.api("a")
+
+        async def match(request: Any) -> bytes:
+            questions.append(request.round)
+            answer = EncryptedAnswer.FromString(await api.match(request))
+            for block in answer.blocks:
+                block.expert_ids[:] = [f"made-up-{lane}" if name else "" for lane, name in enumerate(block.expert_ids)]
+            return answer.SerializeToString()
+
+        async def get_experts(_number: int, _ids: Any) -> dict[str, bytes]:
+            return {}
+
+        cheated = around(api, match=match, get_experts=get_experts)
+        await asyncio.gather(it.run("a", api=cheated), it.run("b"), it.run("c"))
+        assert len(it.model("b").experts) == 2
+        assert len(it.model("a").experts) == 0
+    assert max(questions) == 2  # in round 1 there was nothing to ask for
+    assert "this session matches no more" in caplog.text

@@ -2,14 +2,22 @@
 
 Guaranteed, computationally, by RLWE with ternary secrets at N = 8192 and a modulus of 180 bits:
 
-- Against the server, which follows the protocol or not: a sketch and a query tell it nothing, nor does an answer. Which
-  experts a client then asks for does tell it something, unless the client fetches all. A server that makes up answers
-  can learn that much about what it put into them, and is found out when a borrowed expert is not as far as it said.
-- Against other clients, one query a round: of each expert a number of fewer than log2(t) + 1 = 29 bits, the squared
-  distance of its quantised sketch if the query is one.
+- Against a server that follows the protocol: a sketch and a query tell it nothing, nor does an answer. Which experts a
+  client then asks for tells it that, unless the client fetches all.
+- Against other clients, one query a round: at most one number of fewer than log2(t) + 1 = 29 bits for each expert that
+  is matched, the squared distance of its quantised sketch if the query is one. (Experts are lent to the cohort, and a
+  member may fetch and open them: this bounds what answers add to that.)
 
-Not guaranteed: anything against the server and a client together, as every client has the key: they can open all
-sketches. With a release these have differential privacy of their own: `pfedsecure.matching.release`.
+Not guaranteed:
+
+- Anything against a server that makes up answers. The ids that a client asks for are then a function, chosen by the
+  server, of what it put there decrypted: some dozens of bits a client and round, of sketches, or of the key that all
+  clients share, until it has that and every sketch of the epoch. Only if *all* members fetch all is there nothing to
+  make up. Experts stay sealed: theirs is another key. A client notices what does not fit, and stops asking.
+- Anything against the server and a client together, as every client has the key: they can open all sketches. With a
+  release these have differential privacy of their own: `pfedsecure.matching.release`.
+- That matching works: a member that uploads what is no encryption, or evaluation keys of another secret, can make the
+  distances of others wrong. Borrowers notice, and cannot tell who it was.
 """
 
 from __future__ import annotations

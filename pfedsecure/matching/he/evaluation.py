@@ -52,14 +52,15 @@ class EvaluationKeys:
         wanted = layout.galois_elements
         if self.galois.size() != len(wanted) or not all(map(self.galois.has_key, wanted)):
             raise MessageRejected("the evaluation keys carry other rotations than are in use")
-        if self.relinearisation.size() != 1:
+        if self.relinearisation.size() != 1 or not self.relinearisation.has_key(2):
             raise MessageRejected("the evaluation keys carry other relinearisation keys than are in use")
 
 
 class Projected:
-    """An upload confined to lane 0: a sketch, and its squared norm, whatever else its author put in.
+    """An upload confined to lane 0: a sketch, and its squared norm, whatever other plaintext its author put in.
 
-    Both are multiplied by the stride.
+    Both are multiplied by the stride. What is no encryption of anything is confined too, until it is multiplied with a
+    query: it can then add to the noise of a whole block, and make that of no use.
     """
 
     def __init__(self, upload: NDArray[np.uint64], layout: Layout, keys: EvaluationKeys) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
@@ -40,7 +41,7 @@ class EpochPool:
         self._keys = keys
         self._layout = layout
         self._folder = folder
-        self._name = f"block-{number}"
+        self._name = f"block-{number}-{secrets.token_hex(8)}"
         self._names = count()
         self._held: list[_Held] = []
         self._before: set[Path] = set()

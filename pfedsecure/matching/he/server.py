@@ -6,7 +6,9 @@ another: sketches and queries are compared with those of their own epoch alone.
 
 from __future__ import annotations
 
+import logging
 import os
+import secrets
 import shutil
 import tempfile
 import threading
@@ -18,6 +20,7 @@ from pathlib import Path
 
 from google.protobuf.message import DecodeError
 
+from pfedsecure.console import one_line
 from pfedsecure.errors import MessageRejected, ServerUnreachable
 from pfedsecure.matching.he import work
 from pfedsecure.matching.he.encryption import BODY_BYTES, SEED_BYTES, read_encrypted
@@ -27,7 +30,11 @@ from pfedsecure.matching.interface import PoolEntry
 from pfedsecure.wire.v1.matching_pb2 import EncryptedAnswer, EncryptedSketch, EvaluationKeys
 
 MAX_SETUP_BYTES = 16 * 1024 * 1024
+CHECK_SECONDS = 60.0
+"""Honest keys take a tenth of a second."""
 _FRAMING_BYTES = 64
+
+_logger = logging.getLogger(__name__)
 
 
 _Submit = Callable[[bytes, Sequence[work.BlockFile], Path], list[tuple[bytes, bytes]]]
@@ -58,11 +65,12 @@ class HeServerMatching:
         if message.epoch != epoch:
             raise MessageRejected(f"evaluation keys of epoch {message.epoch} have come for epoch {epoch}")
         try:
-            self._executor.submit(work.check_keys, setup, self._layout).result()
-        except BrokenProcessPool:
+            self._executor.submit(work.check_keys, setup, self._layout).result(CHECK_SECONDS)
+        except (BrokenProcessPool, TimeoutError):
             self._abandon_processes()
-            raise MessageRejected("these are no evaluation keys: they crash whoever reads them") from None
-        path = self._folder / f"keys-{epoch}"
+            raise MessageRejected("these are no evaluation keys: they crash or stop whoever uses them") from None
+        # Never a name again that there was: processes remember by name what they read.
+        path = self._folder / f"keys-{epoch}-{secrets.token_hex(8)}"
         path.write_bytes(setup)
         with self._lock:
             self._epochs[epoch] = EpochPool(epoch, path, self._layout, self._folder)
@@ -73,17 +81,21 @@ class HeServerMatching:
             for entry in pool:
                 by_epoch.setdefault(EncryptedSketch.FromString(entry.sketch).epoch, []).append(entry)
             lacking = by_epoch.keys() - self._epochs.keys()
-            try:
-                parts = {key: epoch.hold(by_epoch[key], self._executor) for key, epoch in self._epochs.items()}
-            except BrokenProcessPool:
-                self._abandon_processes()
-                raise ServerUnreachable("the server's matching was interrupted; try again") from None
+            parts = {}
+            for number, held in self._epochs.items():
+                try:
+                    parts[number] = held.hold(by_epoch[number], self._executor)
+                except BrokenProcessPool:
+                    self._abandon_processes()
+                    _logger.warning("matching in epoch %d was interrupted; this round goes without", number)
+                except (RuntimeError, ValueError, OSError) as error:  # SEAL's, and files': no other epoch's concern
+                    _logger.warning("matching in epoch %d failed: %s", number, one_line(str(error)))
         return HeMatchIndex(parts, lacking, self._layout, self._submit)
 
     def forget(self, epoch: int) -> None:
         with self._lock:
             self._epochs.pop(epoch, None)
-        for path in (self._folder / f"keys-{epoch}", *self._folder.glob(f"block-{epoch}-*")):
+        for path in (*self._folder.glob(f"keys-{epoch}-*"), *self._folder.glob(f"block-{epoch}-*")):
             path.unlink(missing_ok=True)
 
     def close(self) -> None:
@@ -111,6 +123,8 @@ class HeServerMatching:
             raise ServerUnreachable("the server's matching was interrupted; try again") from None
         except FileNotFoundError:
             raise MessageRejected("the round of this query is over; ask where the federation stands") from None
+        except RuntimeError as error:
+            raise MessageRejected(f"this query cannot be answered ({one_line(str(error))})") from None
 
     def _abandon_processes(self) -> None:
         if self._made is not None:

@@ -13,8 +13,11 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
+import numpy as np
+
+from pfedsecure.errors import MessageRejected
 from pfedsecure.matching.he.answers import packed
-from pfedsecure.matching.he.encryption import read_encrypted
+from pfedsecure.matching.he.encryption import SEED_BYTES, read_encrypted, stretch
 from pfedsecure.matching.he.evaluation import Block, EvaluationKeys, Projected
 from pfedsecure.matching.he.parameters import Layout
 from pfedsecure.matching.he.seal_objects import ciphertext
@@ -43,8 +46,20 @@ def prepare() -> None:
 
 
 def check_keys(content: bytes, layout: Layout) -> None:
-    """Raises MessageRejected unless `content` are evaluation keys of this layout."""
-    EvaluationKeys(content, layout)
+    """Raises MessageRejected unless `content` are evaluation keys of this layout that can be computed with.
+
+    Keys of the right form can still fail, or crash, what uses them: so all of it is tried, on random ciphertexts.
+    """
+    keys, block = EvaluationKeys(content, layout), Block()
+    try:
+        for lane in (0, layout.stride - 1):
+            uniform = np.stack([stretch(os.urandom(SEED_BYTES)), stretch(os.urandom(SEED_BYTES))])
+            block.put(Projected(uniform, layout, keys), lane)
+        first, second = (block.answer(ciphertext(uniform), [0], layout, keys)[1] for _ in range(2))
+    except RuntimeError as error:
+        raise MessageRejected(f"these evaluation keys cannot be computed with ({error})") from None
+    if (first == second).mean() > 0.5:
+        raise MessageRejected("these evaluation keys do not make answers new")
 
 
 def update(old: Path | None, changes: Sequence[Change], new: Path, keys: Path, layout: Layout) -> None:
