@@ -89,4 +89,4 @@ def test_code_comes_from_the_wheel(scripts: Path, tmp_path: Path) -> None:
 
 def test_benchmarks_are_installed(scripts: Path, tmp_path: Path) -> None:
     result = run([str(scripts / "pfed"), "bench", "--list"], tmp_path)
-    assert result.stdout.split()[0] == "federation", result.stderr
+    assert "federation" in result.stdout.split(), result.stderr

@@ -27,7 +27,7 @@ def enrol(home: Path, name: str, *options: str) -> None:
 
 
 def test_rotation_under_way_loses_no_expert_and_shuts_a_member_out(make_federation: Callable) -> None:
-    federation = make_federation(4, minimum=3, rounds=8, deadline=30, step=10)
+    federation = make_federation(4, minimum=3, rounds=20, deadline=30, step=10)  # longer than kits take
     home = federation.home
     pki(home, "init", "authority", "--federation", "e2e")
     enrol(home, "server", "--role", "server", "--host", "127.0.0.1")
@@ -45,11 +45,10 @@ def test_rotation_under_way_loses_no_expert_and_shuts_a_member_out(make_federati
         pki(home, "install", f"kits/{name}.kit.json", name, "--yes")
     federation.finish()
 
-    assert "sealed its expert again, epoch 2" in federation.log("server")
     pool = dict(federation.query("SELECT member, epoch FROM pool"))
     assert pool == {"client-1": 2, "client-2": 2, "client-3": 2, "client-4": 1}
-    assert "no cohort secret of epoch 2 here" in federation.log("client-4")
-    last = '"n_experts":'
-    for name in staying:  # all three others can be opened to the end: client-4's with the secret of before
+    # Sketches are compared with those of their own epoch: who has the new secret borrows from the two others that have
+    # it, and client-4, alone with the old one, from nobody.
+    for name, borrowed in (*((name, 2) for name in staying), ("client-4", 0)):
         line = (home / "state/clients" / name / "metrics.jsonl").read_text().splitlines()[-1]
-        assert f"{last} 2" in line
+        assert f'"n_experts": {borrowed}' in line
