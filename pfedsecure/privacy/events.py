@@ -16,3 +16,18 @@ class GaussianRelease:
     what: str
     round: int
     noise_multiplier: float
+
+
+@dataclass(frozen=True)
+class SampledGaussianSteps:
+    """`steps` uses of the Gaussian mechanism, each on a Poisson sample of a client's data: DP-SGD.
+
+    Every example is in each sample with probability `sample_rate`, independently of all others; `noise_multiplier` as
+    in `GaussianRelease`, with the clipping norm as the sensitivity (add/remove of one example).
+    """
+
+    what: str
+    round: int
+    noise_multiplier: float
+    sample_rate: float
+    steps: int

@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
+from hashlib import sha256
 from pathlib import Path
 
 import pytest
@@ -107,13 +108,17 @@ class Federation:
         except sqlite3.OperationalError:
             return []  # not made yet
 
-    def outcome(self) -> dict[str, bytes]:
-        """What a federation comes to: the final global prompt and every client's final model."""
+    def outcome(self) -> dict[str, str]:
+        """What a federation comes to: digests of the final global prompt and of every client's final model."""
         models = {name: (self.home / "state/clients" / name / "model.safetensors").read_bytes() for name in self.names}
         newest = "SELECT global_prompt FROM rounds WHERE outcome = 'closed' ORDER BY number DESC LIMIT 1"
         ((prompt,),) = self.query(newest)
         assert isinstance(prompt, bytes)
-        return models | {"global prompt": prompt}
+        return {what: sha256(content).hexdigest() for what, content in (models | {"global prompt": prompt}).items()}
+
+    def story(self) -> str:
+        """Everything that was logged, for whoever wonders why a federation came to something else."""
+        return "\n".join(f"== {path.stem}\n{path.read_text()}" for path in sorted(self.home.glob("*.log")))
 
     def _start(self, name: str, module: list[str]) -> None:
         with (self.home / f"{name}.log").open("ab") as log:
@@ -142,7 +147,7 @@ def make_federation(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callab
 
 
 @pytest.fixture(scope="session")
-def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """What a federation of three clients comes to when nothing happens to it."""
     federation = Federation(tmp_path_factory.mktemp("undisturbed"), 3)
     federation.start()

@@ -39,25 +39,25 @@ PHASES: dict[str, Callable] = {
 
 
 @pytest.mark.parametrize("phase", PHASES)
-def test_killed_server_goes_on_where_it_was(make_federation, undisturbed: dict[str, bytes], phase: str) -> None:
+def test_killed_server_goes_on_where_it_was(make_federation, undisturbed: dict[str, str], phase: str) -> None:
     federation = make_federation(3)
     federation.start()
     federation.until(lambda: PHASES[phase](federation), phase)
     federation.kill("server")
     federation.start_server()
     federation.finish()
-    assert federation.outcome() == undisturbed
+    assert federation.outcome() == undisturbed, federation.story()
 
 
 @pytest.mark.parametrize("phase", [*TRAINING, *STEPS])
-def test_killed_client_goes_on_where_it_was(make_federation, undisturbed: dict[str, bytes], phase: str) -> None:
+def test_killed_client_goes_on_where_it_was(make_federation, undisturbed: dict[str, str], phase: str) -> None:
     federation = make_federation(3)
     federation.start()
     federation.until(lambda: PHASES[phase](federation), phase)
     federation.kill("client-2")
     federation.start_client("client-2")
     federation.finish()
-    assert federation.outcome() == undisturbed
+    assert federation.outcome() == undisturbed, federation.story()
 
 
 def test_round_goes_on_at_the_deadline_without_a_killed_client(make_federation) -> None:
