@@ -55,8 +55,9 @@ class Federation:
     def __init__(self, home: Path, clients: int, **settings: object) -> None:
         self.home = home
         self.names = [f"client-{number}" for number in range(1, clients + 1)]
-        defaults: dict[str, object] = {"epochs": 1, "rounds": 3, "minimum": clients, "deadline": 200, "heartbeat": 1}
-        defaults |= {"step": 60, "metrics": "false"}
+        defaults: dict[str, object] = {"epochs": 1, "rounds": 3, "minimum": clients, "deadline": 200}
+        # Six of them, and a client is taken for gone: one that was killed must be back before that, on a busy machine.
+        defaults |= {"step": 60, "heartbeat": 5, "metrics": "false"}
         defaults |= {"aggregation": "secure", "experts": "sealed", "matching": "he"}
         (home / "plan.toml").write_text(PLAN.format(clients=clients, **defaults | settings))
         with socket.socket() as probe:

@@ -61,7 +61,7 @@ def test_killed_client_goes_on_where_it_was(make_federation, undisturbed: dict[s
 
 
 def test_round_goes_on_at_the_deadline_without_a_killed_client(make_federation) -> None:
-    federation = make_federation(4, minimum=3, deadline=20, rounds=2, epochs=3)
+    federation = make_federation(4, minimum=3, heartbeat=1, deadline=20, rounds=2, epochs=3)
     federation.start()
     federation.until(lambda: "round 1 opened" in federation.log("server"), "a round opens")
     federation.kill("client-4")
@@ -75,7 +75,7 @@ def test_round_goes_on_at_the_deadline_without_a_killed_client(make_federation) 
 
 def test_a_client_killed_under_the_protocol_costs_the_others_nothing(make_federation) -> None:
     """Of four, three are a quorum: the masks of the one that is gone are taken off with the shares that it dealt."""
-    federation = make_federation(4, minimum=3, deadline=60, step=5, rounds=2)
+    federation = make_federation(4, minimum=3, heartbeat=1, deadline=60, step=5, rounds=2)
     federation.start()
     federation.until(lambda: messages(federation, 2) >= 1, "shares are being dealt")
     federation.kill("client-4")
@@ -85,7 +85,7 @@ def test_a_client_killed_under_the_protocol_costs_the_others_nothing(make_federa
 
 
 def test_too_few_updates_reveal_nothing_and_the_next_round_starts(make_federation) -> None:
-    federation = make_federation(3, deadline=15, rounds=1, epochs=40)
+    federation = make_federation(3, heartbeat=1, deadline=15, rounds=1, epochs=40)
     federation.start()
     federation.until(lambda: "round 1 opened" in federation.log("server"), "a round opens")
     federation.kill("client-2")

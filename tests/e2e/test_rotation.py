@@ -27,7 +27,7 @@ def enrol(home: Path, name: str, *options: str) -> None:
 
 
 def test_rotation_under_way_loses_no_expert_and_shuts_a_member_out(make_federation: Callable) -> None:
-    federation = make_federation(4, minimum=3, rounds=20, deadline=30, step=10)  # longer than kits take
+    federation = make_federation(4, minimum=3, heartbeat=1, rounds=20, deadline=30, step=10)  # longer than kits take
     home = federation.home
     pki(home, "init", "authority", "--federation", "e2e")
     enrol(home, "server", "--role", "server", "--host", "127.0.0.1")

@@ -8,9 +8,12 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from multiprocessing import parent_process
+from multiprocessing.connection import wait
 from pathlib import Path
 
 import numpy as np
@@ -41,8 +44,19 @@ class BlockFile:
 
 
 def prepare() -> None:
-    """To be run first in a process: Ctrl-C is the parent's to handle, which ends its processes."""
+    """To be run first in a process, which is to end when its parent does, and not before.
+
+    Ctrl-C is the parent's to handle. One that is killed handles nothing: nobody would end its processes.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    parent = parent_process()
+    assert parent is not None, "this is a process of its own"
+    threading.Thread(target=_end_with, args=(parent.sentinel,), daemon=True).start()
+
+
+def _end_with(sentinel: int) -> None:
+    wait([sentinel])
+    os._exit(1)
 
 
 def check_keys(content: bytes, layout: Layout) -> None:
