@@ -50,6 +50,9 @@ class InProcessApi(FederationApi):
     async def report_expert(self, request: rnd.ReportExpertRequest) -> rnd.ReportExpertReply:
         return await self._coordinator.report_expert(self._peer, request)
 
+    async def report_matching(self, request: rnd.ReportMatchingRequest) -> rnd.ReportMatchingReply:
+        return await self._coordinator.report_matching(self._peer, request)
+
     async def publish_expert(self, round_number: int, publication: bytes) -> rnd.Receipt:
         return await self._coordinator.publish_expert(self._peer, round_number, publication)
 

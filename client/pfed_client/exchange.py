@@ -170,10 +170,18 @@ class Exchange:
         answer = await self._api.match(request)
         bytes_up, bytes_down = len(query), len(answer)
         if self._matching.asks_for_setup(answer):
-            bytes_up += await self._set_up_matching() + len(query)
+            bytes_up += len(query)
+            try:
+                bytes_up += await self._set_up_matching()
+            except MessageRejected as refused:  # it took too long, say, and somebody else was asked
+                _logger.warning("%s", one_line(str(refused)))
             answer = await self._api.match(request)
             bytes_down += len(answer)
         ranked = await asyncio.to_thread(self._matching.rank, answer, self._n_experts)
+        if self._matching.spoilt:
+            _logger.warning("the answer to this client's query is wrong about itself; something spoils matching")
+            with suppress(MessageRejected):
+                await self._api.report_matching(rnd.ReportMatchingRequest(round=round_number))
         return _Matched(ranked, bytes_up, bytes_down)
 
     async def _set_up_matching(self) -> int:

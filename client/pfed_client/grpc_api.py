@@ -155,6 +155,9 @@ class GrpcApi(FederationApi):
     async def report_expert(self, request: rnd.ReportExpertRequest) -> rnd.ReportExpertReply:
         return await self._unary(self._round.ReportExpert, request)
 
+    async def report_matching(self, request: rnd.ReportMatchingRequest) -> rnd.ReportMatchingReply:
+        return await self._unary(self._round.ReportMatching, request)
+
     async def publish_expert(self, round_number: int, publication: bytes) -> rnd.Receipt:
         return await self._upload(self._round.PublishExpert, Payload(round_number, publication))
 

@@ -8,7 +8,7 @@ understand either; the client ranks the answer and asks for experts by id. Only 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -56,6 +56,10 @@ class ClientMatching(Protocol):
         Raises MessageRejected.
         """
 
+    @property
+    def spoilt(self) -> bool:
+        """Whether the answer that was ranked last was wrong about this client itself. The server wants to know."""
+
     def check(self, candidate: Candidate, context: NDArray[np.float32]) -> None:
         """Raise MessageRejected when `context (n, d)`, borrowed as that candidate, cannot be what it was ranked as."""
 
@@ -77,6 +81,13 @@ class MatchIndex(Protocol):
 
         Takes long in some modes; it may be called from any thread.
         """
+
+    def complain(self, asker: str) -> None:
+        """Take in that the answer to the member `asker` was spoilt; the next index heeds it. Raises MessageRejected."""
+
+    @property
+    def distrusted(self) -> Collection[int]:
+        """Epochs whose set-up was dropped when this index was made, as everybody's answers were spoilt."""
 
 
 class ServerMatching(Protocol):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -13,6 +15,7 @@ class KeylessClient:
     """The client's side: there is nothing to set up, and nothing that a borrowed prompt could be checked against."""
 
     epoch = 0
+    spoilt = False
 
     def setup(self) -> bytes:
         return b""
@@ -42,6 +45,11 @@ class KeylessServer:
 
 class KeylessIndex:
     """The pool of one round."""
+
+    distrusted: Collection[int] = ()
+
+    def complain(self, asker: str) -> None:
+        raise MessageRejected("in this plan nothing can be spoilt about answers")
 
     def lacks_setup(self, query: bytes) -> int:
         return 0

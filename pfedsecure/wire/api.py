@@ -40,6 +40,8 @@ class FederationApi(Protocol):
 
     async def report_expert(self, request: rnd.ReportExpertRequest) -> rnd.ReportExpertReply: ...
 
+    async def report_matching(self, request: rnd.ReportMatchingRequest) -> rnd.ReportMatchingReply: ...
+
     async def publish_expert(self, round_number: int, publication: bytes) -> rnd.Receipt:
         """`publication` is a serialised Publication."""
 

@@ -173,6 +173,10 @@ class Coordinator:
         """Raises MessageRejected for an expert that is nobody else's."""
         return await self._lending.report(self._member(peer), request)
 
+    async def report_matching(self, peer: Peer, request: rnd.ReportMatchingRequest) -> rnd.ReportMatchingReply:
+        """Raises MessageRejected for a round that is not the caller's open one."""
+        return self._lending.report_matching(self._member(peer), request)
+
     def expect_publication(self, peer: Peer, round_number: int) -> Member:
         """The member whose publication may come: asked before any of the data is taken.
 

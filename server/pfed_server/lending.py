@@ -69,7 +69,9 @@ class Lending:
         """Take what matching needs in an epoch, where it is not there yet. Raises MessageRejected."""
         async with self._setting_up:
             if epoch not in self._federation.state.matching_epochs:
-                if self._asked_to_set_up.get(epoch, ("", 0.0))[0] != member.name:
+                # Whoever was asked before this server was restarted still is, unless somebody else is by now.
+                in_use = {pooled.epoch for pooled in self._federation.state.pooled.values()}
+                if epoch not in in_use or not self._is_asked_to_set_up(member.name, epoch):
                     raise MessageRejected(f"{member.name} was not asked to set up matching for epoch {epoch}")
                 await self._in_thread(partial(self._matching.install, epoch, setup))
                 await self._federation.exclusively(partial(self._save_setup, member.name, epoch, setup))
@@ -92,6 +94,8 @@ class Lending:
                 return index.asking_for_setup(epoch)
             await self._federation.clock.wait(self._set_up, SECONDS_TO_SET_UP)
             index = await self._match_index(member.name, request.round)
+            if index.lacks_setup(request.query) and (epoch, member.name) in self._federation.state.distrusted_setups:
+                break  # it may be that nobody else is there to set it up: a round without experts, then
         answer = await self._in_thread(
             partial(index.answer, request.query, request.experts, member.name, request.round)
         )
@@ -116,6 +120,15 @@ class Lending:
             _logger.warning("%s cannot use the expert of %s, fetched in round %d", member.name, author, request.round)
         return rnd.ReportExpertReply()
 
+    def report_matching(self, member: Member, request: rnd.ReportMatchingRequest) -> rnd.ReportMatchingReply:
+        """Note that the answer to `member` was wrong about itself. Raises MessageRejected."""
+        part_of(self._federation.state, member.name, request.round)
+        if self._index is None or self._index[0] != request.round:
+            raise MessageRejected(f"{member.name} has had no answer in round {request.round}")
+        self._index[1].complain(member.name)
+        _logger.warning("%s got a wrong distance to itself in round %d", member.name, request.round)
+        return rnd.ReportMatchingReply()
+
     def expect(self, member: Member, round_number: int) -> None:
         """Raise MessageRejected unless `member` may publish an expert of a round."""
         if not self._n_experts:
@@ -132,6 +145,8 @@ class Lending:
 
     def _is_asked_to_set_up(self, name: str, epoch: int) -> bool:
         """Whether this member is to set up matching for an epoch; others wait, and are asked when it does not."""
+        if (epoch, name) in self._federation.state.distrusted_setups:
+            return False
         now = self._federation.clock.monotonic()
         asked, until = self._asked_to_set_up.get(epoch, ("", now))
         if now < until:
@@ -169,7 +184,16 @@ class Lending:
             if self._index is None or self._index[0] != round_number:
                 pool = await self._federation.exclusively(partial(asyncio.to_thread, self._federation.store.pool))
                 self._index = round_number, await self._in_thread(partial(self._matching.index, pool))
+                for epoch in self._index[1].distrusted:
+                    await self._federation.exclusively(partial(self._distrust_setup, epoch))
             return self._index[1]
+
+    async def _distrust_setup(self, epoch: int) -> None:
+        await self._in_thread(partial(self._matching.forget, epoch))
+        self._asked_to_set_up.pop(epoch, None)
+        await self._federation.change(partial(self._federation.store.distrust_setup, epoch))
+        names = sorted(name for number, name in self._federation.state.distrusted_setups if number == epoch)
+        _logger.warning("matching of epoch %d came out wrong for everybody with the keys of %s", epoch, names[-1])
 
     async def _save_setup(self, name: str, epoch: int, setup: bytes) -> None:
         state = self._federation.state

@@ -8,7 +8,7 @@ from sqlalchemy import BLOB, JSON, CheckConstraint, ForeignKey, Index, text
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 from sqlalchemy.types import TypeEngine
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 """Grows with every change of the tables; a database of a newer version is refused."""
 
 
@@ -97,13 +97,13 @@ class ReportRow(Base):
 
 
 class MatchingRow(Base):
-    """What matching needs in an epoch of the cohort's secret, as some member made it."""
+    """What matching needs in an epoch of the cohort's secret, as a member made it; None for what proved to be wrong."""
 
     __tablename__ = "matching"
 
     epoch: Mapped[int] = mapped_column(primary_key=True)
-    member: Mapped[str] = mapped_column(ForeignKey(MemberRow.name))
-    setup: Mapped[bytes] = mapped_column(deferred=True)
+    member: Mapped[str] = mapped_column(ForeignKey(MemberRow.name), primary_key=True)
+    setup: Mapped[bytes | None] = mapped_column(deferred=True)
 
 
 class PoolRow(Base):

@@ -109,6 +109,11 @@ class RoundService(RoundServicer):
     async def ReportExpert(self, request: rnd.ReportExpertRequest, context: ServicerContext) -> rnd.ReportExpertReply:
         return await self._coordinator.report_expert(self._identify(context), request)
 
+    async def ReportMatching(
+        self, request: rnd.ReportMatchingRequest, context: ServicerContext
+    ) -> rnd.ReportMatchingReply:
+        return await self._coordinator.report_matching(self._identify(context), request)
+
     async def PublishExpert(self, chunks: AsyncIterator[PayloadChunk], context: ServicerContext) -> rnd.Receipt:
         limit = self._coordinator.max_upload_bytes
         payload = await self._receive(chunks, context, self._coordinator.expect_publication, limit)

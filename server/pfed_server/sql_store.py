@@ -176,9 +176,15 @@ class SqlStore:
             session.add(MatchingRow(epoch=epoch, member=name, setup=setup))
             return _newer_state(session)
 
+    def distrust_setup(self, epoch: int) -> State:
+        with self._transaction() as session:
+            session.execute(update(MatchingRow).where(MatchingRow.epoch == epoch).values(setup=None))
+            return _newer_state(session)
+
     def setups(self) -> dict[int, bytes]:
         with self._transaction() as session:
-            return dict(session.execute(select(MatchingRow.epoch, MatchingRow.setup)).all())
+            rows = session.execute(select(MatchingRow.epoch, MatchingRow.setup).where(MatchingRow.setup.is_not(None)))
+            return {row.epoch: row.setup for row in rows}
 
     def record_report(self, reporter: str, expert_id: str) -> bool:
         with self._transaction() as session:
@@ -244,7 +250,7 @@ def _state(session: Session) -> State:
         select(MemberRow.name, MemberRow.fingerprint, MemberRow.instance_id, MemberRow.expert_id, MemberRow.taking_part)
     )
     pooled = session.execute(select(PoolRow.member, PoolRow.round, PoolRow.epoch, PoolRow.digest))
-    matching_epochs = frozenset(session.scalars(select(MatchingRow.epoch)))
+    setups = session.execute(select(MatchingRow.epoch, MatchingRow.member, MatchingRow.setup.is_(None))).all()
     completed = select(func.count()).select_from(RoundRow).where(RoundRow.outcome == CLOSED)
     return State(
         federation_id=federation_id,
@@ -253,7 +259,8 @@ def _state(session: Session) -> State:
         rounds_completed=session.scalar(completed) or 0,
         members={row.name: Member(*row) for row in members},
         pooled={row.member: PooledExpert(row.round, row.epoch, row.digest) for row in pooled},
-        matching_epochs=matching_epochs,
+        matching_epochs=frozenset(epoch for epoch, _, wrong in setups if not wrong),
+        distrusted_setups=frozenset((epoch, member) for epoch, member, wrong in setups if wrong),
         open_round=_open_round(session),
     )
 

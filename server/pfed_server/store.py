@@ -68,6 +68,8 @@ class State:
     """By member: what the pool holds of it."""
     matching_epochs: frozenset[int]
     """For which matching is set up."""
+    distrusted_setups: frozenset[tuple[int, str]]
+    """Epochs and the members whose set-up for them proved to be wrong."""
     open_round: OpenRound | None
 
 
@@ -172,6 +174,9 @@ class Store(Protocol):
 
     def save_setup(self, epoch: int, name: str, setup: bytes, drop: int | None) -> State:
         """Keep what a member made for matching in an epoch; forget that of the epoch `drop`."""
+
+    def distrust_setup(self, epoch: int) -> State:
+        """Forget what there is for an epoch, and remember whose it was."""
 
     def setups(self) -> dict[int, bytes]:
         """What is kept for matching, by epoch."""

@@ -269,3 +269,27 @@ async def test_who_finds_that_answers_are_made_up_asks_no_more(
         assert len(it.model("a").experts) == 0
     assert max(questions) == 2  # in round 1 there was nothing to ask for
     assert "this session matches no more" in caplog.text
+
+
+async def test_who_is_told_a_wrong_distance_to_itself_says_so_and_believes_nothing_beside_it(
+    federation: Any, make_protected_plan: Any, around: Any
+) -> None:
+    reports = []
+    async with federation(make_protected_plan(rounds__count=2, mixture__experts=2)) as it:
+        api = it.api("a")
+
+        async def match(request: Any) -> bytes:
+            answer = EncryptedAnswer.FromString(await api.match(request))
+            if answer.HasField("own"):
+                block = answer.blocks[answer.own.block]
+                block.bodies = bytes(len(block.bodies))
+            return answer.SerializeToString()
+
+        async def report_matching(request: Any) -> Any:
+            reports.append(request.round)
+            return await api.report_matching(request)
+
+        spoilt = around(api, match=match, report_matching=report_matching)
+        await asyncio.gather(it.run("a", api=spoilt), it.run("b"), it.run("c"))
+        assert (len(it.model("a").experts), len(it.model("b").experts)) == (0, 2)
+    assert reports == [2]

@@ -22,6 +22,9 @@ from pfed_server.store import Closing
 from pfedsecure.errors import MessageRejected
 from pfedsecure.experts.factory import client_experts
 from pfedsecure.matching.factory import client_matching
+from pfedsecure.matching.he.parameters import Layout
+from pfedsecure.matching.he.secret import SecretKey
+from pfedsecure.pki.cohort import CohortSecrets
 from pfedsecure.plan import Plan
 from pfedsecure.wire.v1 import federation_pb2 as fed
 from pfedsecure.wire.v1 import round_pb2 as rnd
@@ -74,9 +77,9 @@ class Scene:
     def context(self, name: str) -> np.ndarray:
         return np.full(SHAPE, 0.1 * (1 + NAMES.index(name)), np.float32)
 
-    def query(self, name: str) -> rnd.MatchRequest:
-        query = self.matching[name].query(self.context(name), 1, 2)
-        return rnd.MatchRequest(round=2, query=query, experts=2)
+    def query(self, name: str, number: int = 2) -> rnd.MatchRequest:
+        query = self.matching[name].query(self.context(name), 1, number)
+        return rnd.MatchRequest(round=number, query=query, experts=2)
 
     async def match(self, name: str, request: rnd.MatchRequest | None = None) -> bytes:
         return await self.coordinator.match(self.members.peer(name), request or self.query(name))
@@ -110,11 +113,15 @@ class Scene:
             publication = Publication(expert=experts.pack(context, 1), sketch=self.matching[name].sketch(context, 1))
             await self.coordinator.publish_expert(self.members.peer(name), 1, publication.SerializeToString())
         # As if the round had closed: nothing here is about aggregation.
+        await self.next_round()
+
+    async def next_round(self) -> None:
         await self.coordinator._federation.exclusively(self._close)
 
     async def _close(self) -> None:
         federation = self.coordinator._federation
-        await federation.change(lambda: self.store.close_round(1, 0.0, Closing(b"\0"), {}))
+        number = federation.state.last_round
+        await federation.change(lambda: self.store.close_round(number, 0.0, Closing(b"\0"), {}))
         await federation._advance()
 
 
@@ -173,10 +180,55 @@ async def test_it_stays_set_up_after_a_restart(scene: Any) -> None:
         assert len(it.matching["cleo"].rank(await it.match("cleo"), 2)) == 2
 
 
+async def test_who_was_asked_before_a_restart_sets_it_up_after_it(scene: Any) -> None:
+    async with scene() as it:
+        assert it.matching["bert"].asks_for_setup(await it.match("bert"))
+        await it.coordinator.stop()
+        authority = it.members.server.authority
+        it.coordinator = Coordinator(it.plan, it.store, context_shape=SHAPE, authority=authority, executor=it.executor)
+        await it.coordinator.start()
+        await it.set_up("bert")
+        assert len(it.matching["cleo"].rank(await it.match("cleo"), 2)) == 2
+
+
+async def test_keys_that_spoil_everything_are_replaced_by_another_members(scene: Any) -> None:
+    """Those of another secret: of the right form, and of no use to anybody. Whoever sent them is not asked again."""
+    async with scene() as it:
+        wrong = SecretKey(CohortSecrets.of({1: b"\x09" * 32}), 1).evaluation_keys(Layout(64))
+        assert it.matching["anna"].asks_for_setup(await it.match("anna"))
+        await it.set_up("anna", wrong)
+        for number in (2, 3):
+            for name in NAMES:
+                matching = it.matching[name]
+                matching.rank(await it.match(name, it.query(name, number)), 2)
+                assert matching.spoilt
+                told = rnd.ReportMatchingRequest(round=number)
+                await it.coordinator.report_matching(it.members.peer(name), told)
+            await it.next_round()
+        assert it.store.load().matching_epochs == {1}  # known only when somebody asks again
+        asking = asyncio.create_task(it.match("anna", it.query("anna", 4)))
+        await asyncio.sleep(0.3)
+        assert not asking.done()
+        assert it.store.load().distrusted_setups == {(1, "anna")}
+        with pytest.raises(MessageRejected, match="anna was not asked"):
+            await it.set_up("anna")
+        assert it.matching["bert"].asks_for_setup(await it.match("bert", it.query("bert", 4)))
+        await it.set_up("bert")
+        assert len(it.matching["anna"].rank(await asking, 2)) == 2
+        assert len(it.matching["bert"].rank(await it.match("bert", it.query("bert", 4)), 2)) == 2
+        assert it.store.load().matching_epochs == {1}
+
+
+async def test_only_who_got_an_answer_in_the_open_round_says_that_it_was_spoilt(scene: Any) -> None:
+    async with scene() as it:
+        for number in (1, 2, 3):
+            told = rnd.ReportMatchingRequest(round=number)
+            with pytest.raises(MessageRejected):
+                await it.coordinator.report_matching(it.members.peer("anna"), told)
+
+
 async def test_keys_that_are_none_set_nothing_up(scene: Any) -> None:
     async with scene() as it:
-        with pytest.raises(MessageRejected, match="anna was not asked to set up matching for epoch 1"):
-            await it.set_up("anna")
         await it.match("anna")
         with pytest.raises(MessageRejected, match="no EvaluationKeys"):
             await it.set_up("anna", b"\xff")

@@ -31,7 +31,7 @@ def state(
 ) -> State:
     members = {name: Member(name, "f" * 64, "1", name, taking_part=name not in left) for name in NAMES}
     open_round = None if parts is None else OpenRound(last_round, 100.0, step, 160.0, parts)
-    return State("id", 1, last_round, completed, members, {}, frozenset(), open_round)
+    return State("id", 1, last_round, completed, members, {}, frozenset(), frozenset(), open_round)
 
 
 def enough(plan: Plan, ending: State) -> bool:

@@ -16,8 +16,9 @@ Not guaranteed:
   make up. Experts stay sealed: theirs is another key. A client notices what does not fit, and stops asking.
 - Anything against the server and a client together, as every client has the key: they can open all sketches. With a
   release these have differential privacy of their own: `pfedsecure.matching.release`.
-- That matching works: a member that uploads what is no encryption, or evaluation keys of another secret, can make the
-  distances of others wrong. Borrowers notice, and cannot tell who it was.
+- That matching works in every round. A member that uploads what is no encryption, or evaluation keys of another secret,
+  makes distances of others wrong, also to themselves. They say so, and the server separates or replaces what spoils
+  them: a few rounds later who did it is alone with it (`pfedsecure.matching.he.pool`).
 """
 
 from __future__ import annotations
@@ -59,6 +60,8 @@ class HeClientMatching:
         self._release = release
         self._key: SecretKey | None = None
         self._asked: NDArray[np.int64] | None = None
+        self._published = b""
+        self.spoilt = False
 
     @property
     def epoch(self) -> int:
@@ -73,6 +76,7 @@ class HeClientMatching:
 
     def query(self, context: NDArray[np.float32], trained_round: int, round_number: int) -> bytes:
         self._asked = numbers = self._numbers(context, trained_round)
+        self._published = self._kept.find("sketch", self._full_key(f"{trained_round}", numbers)) or b""
         return self._once("query", f"{round_number}", query_polynomial(numbers, self._layout), numbers)
 
     def asks_for_setup(self, answer: bytes) -> bool:
@@ -80,10 +84,11 @@ class HeClientMatching:
 
     def rank(self, answer: bytes, k: int) -> list[Candidate]:
         assert self._asked is not None, "there is an answer only to a query"
-        message = _read(answer)
+        message, self.spoilt = _read(answer), False
         if message.epoch != self.epoch:
             return []  # a kit was installed meanwhile, or the pool has nothing of this epoch: nothing to choose from
-        found = self._distances(message, int(self._asked @ self._asked))
+        distances = self._distances(message, int(self._asked @ self._asked))
+        found = self._of_others(message, distances)
         nearest = sorted(found, key=lambda item: (item[1], item[0]))[:k]
         return [Candidate(expert_id, float(squared)) for expert_id, squared in nearest]
 
@@ -111,16 +116,31 @@ class HeClientMatching:
             numbers = shortened(self._release.released(numbers, radius, trained_round))
         return numbers
 
+    def _of_others(self, message: EncryptedAnswer, distances: list[dict[str, int]]) -> list[tuple[str, int]]:
+        """Experts and squared distances, without this client itself; and without its block where that is spoilt."""
+        if message.HasField("own"):
+            own = message.own
+            if own.block >= len(distances) or own.lane >= self._layout.stride:
+                raise MessageRejected("the server's match answer is not of the form of this plan")
+            squared = distances[own.block].pop(message.blocks[own.block].expert_ids[own.lane], None)
+            # With an older sketch of this client in the pool the distance to it is none that is known.
+            asked_with_it = own.sketch_sha256 == hashlib.sha256(self._published).digest()
+            if asked_with_it and squared != 0:
+                self.spoilt = True
+                distances[own.block].clear()
+        return [item for block in distances for item in block.items()]
+
     def _once(self, what: str, key: str, polynomial: NDArray[np.int64], numbers: NDArray[np.int64]) -> bytes:
         """The ciphertext that was made of `numbers` for `key` before a crash, or a new one, which is kept."""
-        digest = hashlib.sha256(numbers.astype("<i8").tobytes()).hexdigest()
-        secret = self._secret_key()
-        full_key = f"{key} {secret.epoch} {digest}"
+        secret, full_key = self._secret_key(), self._full_key(key, numbers)
         found = self._kept.find(what, full_key)
         if found is None:
             found = encrypt(polynomial, secret)
             self._kept.keep(what, full_key, found)
         return found
+
+    def _full_key(self, key: str, numbers: NDArray[np.int64]) -> str:
+        return f"{key} {self._secret_key().epoch} {hashlib.sha256(numbers.astype('<i8').tobytes()).hexdigest()}"
 
     def _secret_key(self) -> SecretKey:
         secrets = self._secrets()
@@ -128,8 +148,8 @@ class HeClientMatching:
             self._key = SecretKey(secrets, secrets.epoch)
         return self._key
 
-    def _distances(self, message: EncryptedAnswer, own_norm: int) -> list[tuple[str, int]]:
-        """Squared distance by expert."""
+    def _distances(self, message: EncryptedAnswer, own_norm: int) -> list[dict[str, int]]:
+        """Squared distance by expert, for each block."""
         stride = self._layout.stride
         for block in message.blocks:
             sizes = len(block.expert_ids), len(block.bodies), len(block.shared)
@@ -141,12 +161,9 @@ class HeClientMatching:
         shared = np.stack([unpacked(block.shared) for block in message.blocks])
         scaled = self._secret_key().decrypt(bodies, shared, self._layout)
         squared = (scaled * pow(stride, -1, PLAIN_MODULUS) + own_norm) % PLAIN_MODULUS
-        ids = [list(block.expert_ids) for block in message.blocks]
         return [
-            (expert_id, int(squared[row, lane]))
-            for row, lanes in enumerate(ids)
-            for lane, expert_id in enumerate(lanes)
-            if expert_id
+            {expert_id: int(squared[row, lane]) for lane, expert_id in enumerate(block.expert_ids) if expert_id}
+            for row, block in enumerate(message.blocks)
         ]
 
 

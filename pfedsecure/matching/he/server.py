@@ -6,12 +6,14 @@ another: sketches and queries are compared with those of their own epoch alone.
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import os
 import secrets
 import shutil
 import tempfile
 import threading
+from collections import defaultdict
 from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import Executor, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -53,6 +55,7 @@ class HeServerMatching:
         self._made: ProcessPoolExecutor | None = None
         self._folder = Path(tempfile.mkdtemp(prefix="pfed-matching-"))
         self._epochs: dict[int, EpochPool] = {}
+        self._last: HeMatchIndex | None = None
         self._lock = threading.Lock()
 
     def check_sketch(self, sketch: bytes, epoch: int) -> None:
@@ -77,6 +80,7 @@ class HeServerMatching:
 
     def index(self, pool: Sequence[PoolEntry]) -> HeMatchIndex:
         with self._lock:
+            distrusted = self._heeding()
             by_epoch: dict[int, list[PoolEntry]] = {epoch: [] for epoch in self._epochs}
             for entry in pool:
                 by_epoch.setdefault(EncryptedSketch.FromString(entry.sketch).epoch, []).append(entry)
@@ -90,7 +94,22 @@ class HeServerMatching:
                     _logger.warning("matching in epoch %d was interrupted; this round goes without", number)
                 except (RuntimeError, ValueError, OSError) as error:  # SEAL's, and files': no other epoch's concern
                     _logger.warning("matching in epoch %d failed: %s", number, one_line(str(error)))
-        return HeMatchIndex(parts, lacking, self._layout, self._submit)
+            self._last = HeMatchIndex(parts, lacking, distrusted, self._layout, self._submit)
+            return self._last
+
+    def _heeding(self) -> list[int]:
+        """Split what members of the last index found spoilt; the epochs whose keys are to blame, which are let go."""
+        if self._last is None:
+            return []
+        distrusted = [
+            number
+            for number, held in self._epochs.items()
+            if held.heed(self._last.complaining[number], self._last.asked[number])
+        ]
+        for number in distrusted:
+            del self._epochs[number]
+        self._last = None
+        return distrusted
 
     def forget(self, epoch: int) -> None:
         with self._lock:
@@ -135,7 +154,19 @@ class HeServerMatching:
 class HeMatchIndex:
     """The pool of one round, by epoch; `lacking`: epochs of experts that there are no keys for."""
 
-    def __init__(self, parts: dict[int, Part], lacking: Collection[int], layout: Layout, submit: _Submit) -> None:
+    def __init__(
+        self,
+        parts: dict[int, Part],
+        lacking: Collection[int],
+        distrusted: Collection[int],
+        layout: Layout,
+        submit: _Submit,
+    ) -> None:
+        self.distrusted = distrusted
+        self.asked: defaultdict[int, set[str]] = defaultdict(set)
+        """By epoch: who has had an answer with the distance to itself."""
+        self.complaining: defaultdict[int, set[str]] = defaultdict(set)
+        """Whoever of these said that it was wrong."""
         self._parts = parts
         self._lacking = lacking
         self._layout = layout
@@ -155,14 +186,26 @@ class HeMatchIndex:
         if part is None:
             return reply.SerializeToString(deterministic=True)
         files = []
-        for path, lanes in part.blocks:
-            told = {lane: entry.expert_id for lane, entry in lanes.items() if entry.owner != asker}
-            if told:
-                files.append(work.BlockFile(path, tuple(sorted(told))))
-                reply.blocks.add(expert_ids=[told.get(lane, "") for lane in range(self._layout.stride)])
+        for number, (path, lanes) in enumerate(part.blocks):
+            files.append(work.BlockFile(path, tuple(sorted(lanes))))
+            ids = {lane: entry.expert_id for lane, entry in lanes.items()}
+            reply.blocks.add(expert_ids=[ids.get(lane, "") for lane in range(self._layout.stride)])
+            for lane, entry in lanes.items():
+                if entry.owner == asker:
+                    digest = hashlib.sha256(entry.sketch).digest()
+                    reply.own.CopyFrom(EncryptedAnswer.Own(block=number, lane=lane, sketch_sha256=digest))
         for block, (bodies, shared) in zip(reply.blocks, self._submit(query, files, part.keys), strict=True):
             block.bodies, block.shared = bodies, shared
+        if reply.HasField("own"):
+            self.asked[epoch].add(asker)
         return reply.SerializeToString(deterministic=True)
+
+    def complain(self, asker: str) -> None:
+        epochs = [epoch for epoch, asked in self.asked.items() if asker in asked]
+        if not epochs:
+            raise MessageRejected(f"{asker} has had no answer that could be wrong about itself")
+        for epoch in epochs:
+            self.complaining[epoch].add(asker)
 
 
 def _read_setup(setup: bytes) -> EvaluationKeys:

@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1cpfedsecure/v1/matching.proto\x12\rpfedsecure.v1\"<\n\x0f\x45ncryptedSketch\x12\r\n\x05\x65poch\x18\x01 \x01(\x04\x12\x0c\n\x04seed\x18\x02 \x01(\x0c\x12\x0c\n\x04\x62ody\x18\x03 \x01(\x0c\"f\n\x0e\x45valuationKeys\x12\r\n\x05\x65poch\x18\x01 \x01(\x04\x12\x12\n\npublic_key\x18\x02 \x01(\x0c\x12\x1c\n\x14relinearisation_keys\x18\x03 \x01(\x0c\x12\x13\n\x0bgalois_keys\x18\x04 \x01(\x0c\"\xa8\x01\n\x0f\x45ncryptedAnswer\x12\r\n\x05\x65poch\x18\x01 \x01(\x04\x12\x34\n\x06\x62locks\x18\x02 \x03(\x0b\x32$.pfedsecure.v1.EncryptedAnswer.Block\x12\x13\n\x0bkeys_wanted\x18\x03 \x01(\x08\x1a;\n\x05\x42lock\x12\x12\n\nexpert_ids\x18\x01 \x03(\t\x12\x0e\n\x06\x62odies\x18\x02 \x01(\x0c\x12\x0e\n\x06shared\x18\x03 \x01(\x0c\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1cpfedsecure/v1/matching.proto\x12\rpfedsecure.v1\"<\n\x0f\x45ncryptedSketch\x12\r\n\x05\x65poch\x18\x01 \x01(\x04\x12\x0c\n\x04seed\x18\x02 \x01(\x0c\x12\x0c\n\x04\x62ody\x18\x03 \x01(\x0c\"f\n\x0e\x45valuationKeys\x12\r\n\x05\x65poch\x18\x01 \x01(\x04\x12\x12\n\npublic_key\x18\x02 \x01(\x0c\x12\x1c\n\x14relinearisation_keys\x18\x03 \x01(\x0c\x12\x13\n\x0bgalois_keys\x18\x04 \x01(\x0c\"\x94\x02\n\x0f\x45ncryptedAnswer\x12\r\n\x05\x65poch\x18\x01 \x01(\x04\x12\x34\n\x06\x62locks\x18\x02 \x03(\x0b\x32$.pfedsecure.v1.EncryptedAnswer.Block\x12\x13\n\x0bkeys_wanted\x18\x03 \x01(\x08\x12/\n\x03own\x18\x04 \x01(\x0b\x32\".pfedsecure.v1.EncryptedAnswer.Own\x1a;\n\x05\x42lock\x12\x12\n\nexpert_ids\x18\x01 \x03(\t\x12\x0e\n\x06\x62odies\x18\x02 \x01(\x0c\x12\x0e\n\x06shared\x18\x03 \x01(\x0c\x1a\x39\n\x03Own\x12\r\n\x05\x62lock\x18\x01 \x01(\r\x12\x0c\n\x04lane\x18\x02 \x01(\r\x12\x15\n\rsketch_sha256\x18\x03 \x01(\x0c\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -36,7 +36,9 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_EVALUATIONKEYS']._serialized_start=109
   _globals['_EVALUATIONKEYS']._serialized_end=211
   _globals['_ENCRYPTEDANSWER']._serialized_start=214
-  _globals['_ENCRYPTEDANSWER']._serialized_end=382
-  _globals['_ENCRYPTEDANSWER_BLOCK']._serialized_start=323
-  _globals['_ENCRYPTEDANSWER_BLOCK']._serialized_end=382
+  _globals['_ENCRYPTEDANSWER']._serialized_end=490
+  _globals['_ENCRYPTEDANSWER_BLOCK']._serialized_start=372
+  _globals['_ENCRYPTEDANSWER_BLOCK']._serialized_end=431
+  _globals['_ENCRYPTEDANSWER_OWN']._serialized_start=433
+  _globals['_ENCRYPTEDANSWER_OWN']._serialized_end=490
 # @@protoc_insertion_point(module_scope)

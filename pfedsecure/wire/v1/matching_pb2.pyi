@@ -112,24 +112,53 @@ class EncryptedAnswer(_message.Message):
         def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
         def WhichOneof(self, oneof_group: _Never) -> None: ...
 
+    @_typing.final
+    class Own(_message.Message):
+        """The caller's own sketch: block and lane, and SHA-256 of the EncryptedSketch. Its distance to itself is known to it."""
+
+        DESCRIPTOR: _descriptor.Descriptor
+
+        BLOCK_FIELD_NUMBER: _builtins.int
+        LANE_FIELD_NUMBER: _builtins.int
+        SKETCH_SHA256_FIELD_NUMBER: _builtins.int
+        block: _builtins.int
+        lane: _builtins.int
+        sketch_sha256: _builtins.bytes
+        def __init__(
+            self,
+            *,
+            block: _builtins.int = ...,
+            lane: _builtins.int = ...,
+            sketch_sha256: _builtins.bytes = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["block", b"block", "lane", b"lane", "sketch_sha256", b"sketch_sha256"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
     EPOCH_FIELD_NUMBER: _builtins.int
     BLOCKS_FIELD_NUMBER: _builtins.int
     KEYS_WANTED_FIELD_NUMBER: _builtins.int
+    OWN_FIELD_NUMBER: _builtins.int
     epoch: _builtins.int
     keys_wanted: _builtins.bool
     """There are experts of this epoch and no evaluation keys: the caller is asked for them, then to ask again."""
     @_builtins.property
     def blocks(self) -> _containers.RepeatedCompositeFieldContainer[Global___EncryptedAnswer.Block]: ...
+    @_builtins.property
+    def own(self) -> Global___EncryptedAnswer.Own: ...
     def __init__(
         self,
         *,
         epoch: _builtins.int = ...,
         blocks: _abc.Iterable[Global___EncryptedAnswer.Block] | None = ...,
         keys_wanted: _builtins.bool = ...,
+        own: Global___EncryptedAnswer.Own | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["own", b"own"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["blocks", b"blocks", "epoch", b"epoch", "keys_wanted", b"keys_wanted"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["blocks", b"blocks", "epoch", b"epoch", "keys_wanted", b"keys_wanted", "own", b"own"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

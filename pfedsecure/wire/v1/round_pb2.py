@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from pfedsecure.wire.v1 import payload_pb2 as pfedsecure_dot_v1_dot_payload__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19pfedsecure/v1/round.proto\x12\rpfedsecure.v1\x1a\x1bpfedsecure/v1/payload.proto\"\'\n\x16GetGlobalPromptRequest\x12\r\n\x05round\x18\x01 \x01(\x04\"Q\n\x0cMatchRequest\x12\r\n\x05round\x18\x01 \x01(\x04\x12\r\n\x05query\x18\x02 \x01(\x0c\x12\x0f\n\x07\x65xperts\x18\x03 \x01(\r\x12\x12\n\neverything\x18\x04 \x01(\x08\"6\n\x11GetExpertsRequest\x12\r\n\x05round\x18\x01 \x01(\x04\x12\x12\n\nexpert_ids\x18\x02 \x03(\t\"7\n\x13ReportExpertRequest\x12\r\n\x05round\x18\x01 \x01(\x04\x12\x11\n\texpert_id\x18\x02 \x01(\t\"\x13\n\x11ReportExpertReply\"*\n\x0bStepRequest\x12\r\n\x05round\x18\x01 \x01(\x04\x12\x0c\n\x04step\x18\x02 \x01(\r\"\x19\n\x07Receipt\x12\x0e\n\x06sha256\x18\x01 \x01(\x0c\x32\xec\x04\n\x05Round\x12W\n\x0fGetGlobalPrompt\x12%.pfedsecure.v1.GetGlobalPromptRequest\x1a\x1b.pfedsecure.v1.PayloadChunk0\x01\x12\x46\n\rSetUpMatching\x12\x1b.pfedsecure.v1.PayloadChunk\x1a\x16.pfedsecure.v1.Receipt(\x01\x12\x43\n\x05Match\x12\x1b.pfedsecure.v1.MatchRequest\x1a\x1b.pfedsecure.v1.PayloadChunk0\x01\x12M\n\nGetExperts\x12 .pfedsecure.v1.GetExpertsRequest\x1a\x1b.pfedsecure.v1.PayloadChunk0\x01\x12T\n\x0cReportExpert\x12\".pfedsecure.v1.ReportExpertRequest\x1a .pfedsecure.v1.ReportExpertReply\x12\x46\n\rPublishExpert\x12\x1b.pfedsecure.v1.PayloadChunk\x1a\x16.pfedsecure.v1.Receipt(\x01\x12K\n\x0eGetStepRequest\x12\x1a.pfedsecure.v1.StepRequest\x1a\x1b.pfedsecure.v1.PayloadChunk0\x01\x12\x43\n\nSubmitStep\x12\x1b.pfedsecure.v1.PayloadChunk\x1a\x16.pfedsecure.v1.Receipt(\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19pfedsecure/v1/round.proto\x12\rpfedsecure.v1\x1a\x1bpfedsecure/v1/payload.proto\"\'\n\x16GetGlobalPromptRequest\x12\r\n\x05round\x18\x01 \x01(\x04\"Q\n\x0cMatchRequest\x12\r\n\x05round\x18\x01 \x01(\x04\x12\r\n\x05query\x18\x02 \x01(\x0c\x12\x0f\n\x07\x65xperts\x18\x03 \x01(\r\x12\x12\n\neverything\x18\x04 \x01(\x08\"6\n\x11GetExpertsRequest\x12\r\n\x05round\x18\x01 \x01(\x04\x12\x12\n\nexpert_ids\x18\x02 \x03(\t\"7\n\x13ReportExpertRequest\x12\r\n\x05round\x18\x01 \x01(\x04\x12\x11\n\texpert_id\x18\x02 \x01(\t\"\x13\n\x11ReportExpertReply\"&\n\x15ReportMatchingRequest\x12\r\n\x05round\x18\x01 \x01(\x04\"\x15\n\x13ReportMatchingReply\"*\n\x0bStepRequest\x12\r\n\x05round\x18\x01 \x01(\x04\x12\x0c\n\x04step\x18\x02 \x01(\r\"\x19\n\x07Receipt\x12\x0e\n\x06sha256\x18\x01 \x01(\x0c\x32\xc8\x05\n\x05Round\x12W\n\x0fGetGlobalPrompt\x12%.pfedsecure.v1.GetGlobalPromptRequest\x1a\x1b.pfedsecure.v1.PayloadChunk0\x01\x12\x46\n\rSetUpMatching\x12\x1b.pfedsecure.v1.PayloadChunk\x1a\x16.pfedsecure.v1.Receipt(\x01\x12\x43\n\x05Match\x12\x1b.pfedsecure.v1.MatchRequest\x1a\x1b.pfedsecure.v1.PayloadChunk0\x01\x12M\n\nGetExperts\x12 .pfedsecure.v1.GetExpertsRequest\x1a\x1b.pfedsecure.v1.PayloadChunk0\x01\x12T\n\x0cReportExpert\x12\".pfedsecure.v1.ReportExpertRequest\x1a .pfedsecure.v1.ReportExpertReply\x12Z\n\x0eReportMatching\x12$.pfedsecure.v1.ReportMatchingRequest\x1a\".pfedsecure.v1.ReportMatchingReply\x12\x46\n\rPublishExpert\x12\x1b.pfedsecure.v1.PayloadChunk\x1a\x16.pfedsecure.v1.Receipt(\x01\x12K\n\x0eGetStepRequest\x12\x1a.pfedsecure.v1.StepRequest\x1a\x1b.pfedsecure.v1.PayloadChunk0\x01\x12\x43\n\nSubmitStep\x12\x1b.pfedsecure.v1.PayloadChunk\x1a\x16.pfedsecure.v1.Receipt(\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -42,10 +42,14 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_REPORTEXPERTREQUEST']._serialized_end=308
   _globals['_REPORTEXPERTREPLY']._serialized_start=310
   _globals['_REPORTEXPERTREPLY']._serialized_end=329
-  _globals['_STEPREQUEST']._serialized_start=331
-  _globals['_STEPREQUEST']._serialized_end=373
-  _globals['_RECEIPT']._serialized_start=375
-  _globals['_RECEIPT']._serialized_end=400
-  _globals['_ROUND']._serialized_start=403
-  _globals['_ROUND']._serialized_end=1023
+  _globals['_REPORTMATCHINGREQUEST']._serialized_start=331
+  _globals['_REPORTMATCHINGREQUEST']._serialized_end=369
+  _globals['_REPORTMATCHINGREPLY']._serialized_start=371
+  _globals['_REPORTMATCHINGREPLY']._serialized_end=392
+  _globals['_STEPREQUEST']._serialized_start=394
+  _globals['_STEPREQUEST']._serialized_end=436
+  _globals['_RECEIPT']._serialized_start=438
+  _globals['_RECEIPT']._serialized_end=463
+  _globals['_ROUND']._serialized_start=466
+  _globals['_ROUND']._serialized_end=1178
 # @@protoc_insertion_point(module_scope)

@@ -129,6 +129,42 @@ class ReportExpertReply(_message.Message):
 Global___ReportExpertReply: _TypeAlias = ReportExpertReply  # noqa: Y015
 
 @_typing.final
+class ReportMatchingRequest(_message.Message):
+    """The answer to the caller's query was wrong about the caller itself: something spoils matching."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ROUND_FIELD_NUMBER: _builtins.int
+    round: _builtins.int
+    def __init__(
+        self,
+        *,
+        round: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["round", b"round"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReportMatchingRequest: _TypeAlias = ReportMatchingRequest  # noqa: Y015
+
+@_typing.final
+class ReportMatchingReply(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReportMatchingReply: _TypeAlias = ReportMatchingReply  # noqa: Y015
+
+@_typing.final
 class StepRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 

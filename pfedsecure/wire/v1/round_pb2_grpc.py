@@ -61,6 +61,11 @@ class RoundStub:
                 request_serializer=pfedsecure_dot_v1_dot_round__pb2.ReportExpertRequest.SerializeToString,
                 response_deserializer=pfedsecure_dot_v1_dot_round__pb2.ReportExpertReply.FromString,
                 _registered_method=True)
+        self.ReportMatching = channel.unary_unary(
+                '/pfedsecure.v1.Round/ReportMatching',
+                request_serializer=pfedsecure_dot_v1_dot_round__pb2.ReportMatchingRequest.SerializeToString,
+                response_deserializer=pfedsecure_dot_v1_dot_round__pb2.ReportMatchingReply.FromString,
+                _registered_method=True)
         self.PublishExpert = channel.stream_unary(
                 '/pfedsecure.v1.Round/PublishExpert',
                 request_serializer=pfedsecure_dot_v1_dot_payload__pb2.PayloadChunk.SerializeToString,
@@ -118,6 +123,12 @@ class RoundServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ReportMatching(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def PublishExpert(self, request_iterator, context):
         """Payload: a serialised Publication. Peers see it from the next round on; one for a closed round replaces, at once,
         the caller's expert that is sealed with an older cohort secret.
@@ -167,6 +178,11 @@ def add_RoundServicer_to_server(servicer, server):
                     servicer.ReportExpert,
                     request_deserializer=pfedsecure_dot_v1_dot_round__pb2.ReportExpertRequest.FromString,
                     response_serializer=pfedsecure_dot_v1_dot_round__pb2.ReportExpertReply.SerializeToString,
+            ),
+            'ReportMatching': grpc.unary_unary_rpc_method_handler(
+                    servicer.ReportMatching,
+                    request_deserializer=pfedsecure_dot_v1_dot_round__pb2.ReportMatchingRequest.FromString,
+                    response_serializer=pfedsecure_dot_v1_dot_round__pb2.ReportMatchingReply.SerializeToString,
             ),
             'PublishExpert': grpc.stream_unary_rpc_method_handler(
                     servicer.PublishExpert,
@@ -320,6 +336,33 @@ class Round:
             '/pfedsecure.v1.Round/ReportExpert',
             pfedsecure_dot_v1_dot_round__pb2.ReportExpertRequest.SerializeToString,
             pfedsecure_dot_v1_dot_round__pb2.ReportExpertReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ReportMatching(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/pfedsecure.v1.Round/ReportMatching',
+            pfedsecure_dot_v1_dot_round__pb2.ReportMatchingRequest.SerializeToString,
+            pfedsecure_dot_v1_dot_round__pb2.ReportMatchingReply.FromString,
             options,
             channel_credentials,
             insecure,

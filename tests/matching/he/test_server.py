@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 import time
 from concurrent.futures import Executor
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -182,8 +185,28 @@ def test_the_answer_names_no_author_and_nobody_in_free_lanes(server: Any, client
     entries = [entry(client, f"c{number}", number) for number in range(3)]
     answer = EncryptedAnswer.FromString(server.index(entries).answer(client.query(context_of(1), 1, 2), 3, "c1", 2))
     (block,) = answer.blocks
-    assert sorted(filter(None, block.expert_ids)) == ["id-c0", "id-c2"]
+    assert sorted(filter(None, block.expert_ids)) == ["id-c0", "id-c1", "id-c2"]
+    assert block.expert_ids[answer.own.lane] == "id-c1"
     assert len(block.expert_ids) == Layout(M).stride == 8
+
+
+def test_processes_end_with_a_server_that_is_killed(tmp_path: Path) -> None:
+    """It has no chance to end them, and nobody else knows of them."""
+    script = tmp_path / "server.py"
+    script.write_text(
+        "import os, signal\n"
+        "from pfedsecure.matching.he.server import HeServerMatching\n"
+        "if __name__ == '__main__':\n"
+        "    executor = HeServerMatching(64)._executor\n"
+        "    print(executor.submit(os.getpid).result(), flush=True)\n"
+        "    os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    done = subprocess.run([sys.executable, script], capture_output=True, text=True, check=False, timeout=60)
+    worker = Path(f"/proc/{int(done.stdout)}")
+    deadline = time.monotonic() + 20
+    while worker.exists() and "Z" not in (worker / "stat").read_text().rpartition(")")[2].split()[0]:
+        assert time.monotonic() < deadline, "the process outlives its server"
+        time.sleep(0.05)
 
 
 def test_real_processes_compute_and_their_death_is_survived(client: HeClientMatching, keys_of: Any) -> None:
