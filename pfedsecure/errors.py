@@ -119,6 +119,18 @@ class ProtectionUnavailable(PfedError):
     exit_code = 70
 
 
+class BudgetExhausted(PfedError):
+    """What differential privacy allows this client's data has been spent. Nothing more of it is released."""
+
+    exit_code = 71
+
+
+class BudgetTooSmall(PfedError):
+    """No noise that leaves anything to learn keeps within the epsilon and delta that were asked for."""
+
+    exit_code = 72
+
+
 def by_wire_code(code: str) -> type[PfedError]:
     """The error class that travels as `code`; `PfedError` itself for a code this version does not know."""
     return next((cls for cls in PfedError.__subclasses__() if cls.wire_code() == code), PfedError)

@@ -31,3 +31,6 @@ class SampledGaussianSteps:
     noise_multiplier: float
     sample_rate: float
     steps: int
+
+
+Event = GaussianRelease | SampledGaussianSteps

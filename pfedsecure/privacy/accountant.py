@@ -1,0 +1,182 @@
+"""What releases come to together: epsilon of a list of events, and the noise that keeps a training within an epsilon.
+
+Formal guarantee. `epsilon(events, delta)` is an upper bound: whatever an adversary chose between the events in the
+light of those before, all of them together are (epsilon, delta)-differentially private with respect to adding or
+removing one example. For events on all the data that is the exact curve of the Gaussian mechanism (their noise
+multipliers add up as 1 / sigma^2); for events on Poisson samples it is the upper end of the error interval of the PRV
+accountant (Gopi, Lee, Wutschitz, "Numerical composition of differential privacy", NeurIPS 2021) in Opacus, or the bound
+of its Rényi accountant where that is smaller or the other cannot be computed.
+
+| events | epsilon |
+|---|---|
+| none, or no steps, or sample rate 0 | 0 |
+| noise multiplier 0 | infinite |
+| noise so small that the Rényi bound is over `_HUGE` | that bound, which is loose |
+| a noise multiplier below `_SMALLEST` on a sample | infinite: it protects nobody, and the bounds overflow |
+
+The PRV accountant bounds the privacy loss of *removing* an example. That adding one is never worse is proved for single
+steps only (Lebeda et al., "Avoiding pitfalls for privacy accounting of subsampled mechanisms under composition", 2024,
+leave it open under composition), so the tests compose both directions by themselves and compare.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+
+from pfedsecure.errors import BudgetTooSmall
+from pfedsecure.privacy.calibration import gaussian_delta
+from pfedsecure.privacy.events import Event, GaussianRelease, SampledGaussianSteps
+
+MAX_NOISE_MULTIPLIER = 100.0
+"""More noise than this on a step is refused: a batch of a hundred examples that all agree would not be seen in it."""
+
+_MIN_NOISE_MULTIPLIER = 0.05
+_HUGE = 100.0
+_SMALLEST = 1e-3
+_PRECISION = 1e-3
+"""Relative, of a noise multiplier that is solved for; and of an epsilon that is computed, where that is below 10."""
+
+
+def epsilon(events: Iterable[Event], delta: float) -> float:
+    """An upper bound of what `events` come to at `delta`, see above. Raises ValueError unless 0 < delta < 1."""
+    if not 0 < delta < 1:
+        raise ValueError(f"delta {delta!r} makes no sense here")
+    composition = _Composition.of(events)
+    if composition.precision == math.inf or any(sigma < _SMALLEST for sigma, _ in composition.sampled):
+        return math.inf
+    if not composition.sampled:
+        return _plain_epsilon(composition.precision, delta)
+    bound = _renyi_epsilon(composition, delta)
+    if not bound <= _HUGE:
+        return bound
+    error = 0.01
+    bound = min(bound, _prv_epsilon(composition, delta, error))
+    if bound < 1:
+        error = max(bound, 0.01) * 0.01
+        bound = min(bound, _prv_epsilon(composition, delta, error))
+    return bound
+
+
+def noise_multiplier(
+    target: float, delta: float, sample_rate: float, steps: int, besides: Iterable[Event] = ()
+) -> float:
+    """The smallest noise multiplier with which `steps` steps, together with `besides`, stay within epsilon `target`.
+
+    Too large by a part in a thousand at most, and never too small: `epsilon` of the events with this very number is at
+    most `target`. Raises BudgetTooSmall, which says what is possible, when `MAX_NOISE_MULTIPLIER` is not enough; and
+    ValueError for numbers that make no sense.
+    """
+    if not (target > 0 and 0 < sample_rate <= 1 and steps >= 1):
+        raise ValueError(f"epsilon {target!r} for {steps!r} steps at sample rate {sample_rate!r} makes no sense")
+    others = list(besides)
+
+    def total(multiplier: float) -> float:
+        return epsilon([*others, SampledGaussianSteps("", 0, multiplier, sample_rate, steps)], delta)
+
+    low, high = _MIN_NOISE_MULTIPLIER, MAX_NOISE_MULTIPLIER
+    smallest = total(high)
+    if smallest > target:
+        raise BudgetTooSmall(
+            f"epsilon {target:g} with delta {delta:g} is too small for {steps} steps at sample rate {sample_rate:.3g}: "
+            f"the smallest possible is {_rounded_up(smallest)}, and leaves next to nothing to learn; ask for more, or "
+            "for a plan with fewer rounds"
+        )
+    if total(low) <= target:
+        return low
+    while high > low * (1 + _PRECISION):
+        middle = math.sqrt(low * high)
+        if total(middle) <= target:
+            high = middle
+        else:
+            low = middle
+    return high
+
+
+@dataclass(frozen=True)
+class _Composition:
+    """Events put together: all plain ones are one Gaussian with 1 / sigma^2 = `precision`; steps by (sigma, q)."""
+
+    precision: float
+    sampled: dict[tuple[float, float], int]
+
+    @classmethod
+    def of(cls, events: Iterable[Event]) -> _Composition:
+        precision, sampled = 0.0, Counter[tuple[float, float]]()
+        for event in events:
+            sigma, rate, steps = event.noise_multiplier, 1.0, 1
+            if isinstance(event, SampledGaussianSteps):
+                rate, steps = event.sample_rate, event.steps
+            else:
+                assert isinstance(event, GaussianRelease)
+            if not (sigma >= 0 and 0 <= rate <= 1 and steps >= 0):
+                raise ValueError(f"{event} makes no sense")
+            if steps == 0 or rate == 0:
+                continue
+            if sigma == 0 or rate == 1:
+                precision += math.inf if sigma == 0 else steps / sigma**2
+            else:
+                sampled[sigma, rate] += steps
+        return cls(precision, dict(sampled))
+
+    @property
+    def history(self) -> list[tuple[float, float, int]]:
+        """As Opacus' accountants keep it: noise multiplier, sample rate, steps."""
+        plain = [(1 / math.sqrt(self.precision), 1.0, 1)] if self.precision else []
+        return plain + [(sigma, rate, steps) for (sigma, rate), steps in sorted(self.sampled.items())]
+
+
+def _plain_epsilon(precision: float, delta: float) -> float:
+    """The smallest epsilon of the Gaussian mechanism with sigma = 1 / sqrt(precision), rounded up."""
+    if precision == 0:
+        return 0.0
+    sigma = 1 / math.sqrt(precision)
+    if gaussian_delta(sigma, 0.0, 1.0) <= delta:
+        return 0.0
+    high = 1.0
+    while gaussian_delta(sigma, high, 1.0) > delta:
+        high *= 2
+    low = 0.0
+    for _ in range(60):
+        middle = (low + high) / 2
+        if gaussian_delta(sigma, middle, 1.0) <= delta:
+            high = middle
+        else:
+            low = middle
+    return high * (1 + 1e-9)
+
+
+def _renyi_epsilon(composition: _Composition, delta: float) -> float:
+    from opacus.accountants import RDPAccountant
+
+    accountant = RDPAccountant()
+    accountant.history = composition.history
+    with warnings.catch_warnings(), np.errstate(all="ignore"):
+        warnings.simplefilter("ignore")
+        bound = float(accountant.get_epsilon(delta))
+    return bound if bound >= 0 else math.inf  # NaN where it overflowed
+
+
+def _prv_epsilon(composition: _Composition, delta: float, error: float) -> float:
+    """Infinite where it cannot be computed."""
+    from opacus.accountants import PRVAccountant
+
+    accountant = PRVAccountant()
+    accountant.history = composition.history
+    try:
+        with warnings.catch_warnings(), np.errstate(all="ignore"):
+            warnings.simplefilter("ignore")
+            bound = float(accountant.get_epsilon(delta, eps_error=error))  # the upper end of its interval
+    except (RuntimeError, ValueError, MemoryError):
+        return math.inf
+    return bound if bound >= 0 else math.inf
+
+
+def _rounded_up(value: float) -> str:
+    digits = max(0, 1 - math.floor(math.log10(value))) if math.isfinite(value) else 0
+    return f"{math.ceil(value * 10**digits) / 10**digits:g}" if math.isfinite(value) else "infinite"
