@@ -43,9 +43,13 @@ class PromptModel(nn.Module):
         features: Tensor = self._tower[0](self.ctx[None], self._classes)
         return features[0]
 
+    def logits(self, features: Tensor, text_features: Tensor) -> Tensor:
+        """Logits `(B, C)` of normalised image features `(B, D)`, with `text_features (C, D)` for the prompt's own."""
+        return self.logit_scale * features @ text_features.T
+
     def forward(self, features: Tensor) -> Tensor:
         """Logits `(B, C)` of normalised image features `(B, D)`."""
-        return self.logit_scale * features @ self.text_features().T
+        return self.logits(features, self.text_features())
 
     def predict(self, features: Tensor) -> Tensor:
         """`(B, C)`, whose softmax is the probabilities of the classes; not what is trained in every form."""
@@ -77,8 +81,7 @@ class MixtureModel(PromptModel):
         """Pooled text features `(C, K + 1, g)`: the local prompt first, then the experts."""
         return torch.cat([pool(text_features, self.gate_width)[:, None], self._experts], dim=1)
 
-    def forward(self, features: Tensor) -> Tensor:
-        text_features = self.text_features()
+    def logits(self, features: Tensor, text_features: Tensor) -> Tensor:
         mixed = self.gate(pool(features, self.gate_width), self.expert_keys(text_features))
         logits: Tensor = self.logit_scale * (mixed + self.lambda_ * features @ text_features.T)
         return logits
