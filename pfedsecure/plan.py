@@ -22,6 +22,12 @@ NonEmpty = Annotated[str, Field(min_length=1)]
 SMALLEST_EPSILON = 0.1
 """Of a sketch's noise."""
 
+NO_PRIVACY = (
+    "differential privacy is up to each client: prompts of those without --dp-epsilon may reveal training examples to "
+    "the peers that borrow them"
+)
+"""One of the sentences of `Plan.unprotected`; not true of a client that asked for it."""
+
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
@@ -80,6 +86,24 @@ class TrainingPlan(_Section):
     gate_lr: Positive = 0.01
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
     weight_decay: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 5e-4
+
+
+class PrivacyPlan(_Section):
+    """How a client that asks for differential privacy trains. Public, and so nothing in it tells of anybody's data.
+
+    Epsilon is not here: each client has its own.
+    """
+
+    mechanism: Literal["per-sample", "feature-space"] = "per-sample"
+    """What is clipped and noised, with the gate's gradient: that of the prompt, or that of its text features."""
+    clip: Positive = 0.1
+    """Norm that what one image contributes to a step, prompt and gate together, is clipped to."""
+    batch_size: Annotated[int, Field(ge=1)] = 32
+    """Images that a step takes on average; each is drawn by itself."""
+    steps: Annotated[int, Field(ge=1)] = 30
+    """Of a round, each with its noise; the same for every client, whatever the number of its images."""
+    prompt_lr: Positive = 0.1
+    gate_lr: Positive = 0.25
 
 
 class RoundsPlan(_Section):
@@ -172,6 +196,7 @@ class Plan(_Section):
     prompt: PromptPlan = PromptPlan()
     mixture: MixturePlan = MixturePlan()
     training: TrainingPlan = TrainingPlan()
+    privacy: PrivacyPlan = PrivacyPlan()
     rounds: RoundsPlan = RoundsPlan()
     protection: ProtectionPlan = ProtectionPlan()
     matching: MatchingPlan = MatchingPlan()
@@ -247,7 +272,7 @@ class Plan(_Section):
             sentences.append("experts = plain: the server sees every prompt that clients lend each other")
         if self.n_experts and self.protection.matching == "plain":
             sentences.append("matching = plain: the server sees every prompt that experts are matched on")
-        sentences.append("no differential privacy: prompts may reveal training examples to the peers that borrow them")
+        sentences.append(NO_PRIVACY)
         if self.n_experts and self.mixture.form == "ensemble":
             sentences.append(
                 "form = ensemble: peers also see what the gate learned, such as which classes its author has"

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from pfedsecure.errors import PlanError
-from pfedsecure.plan import Plan
+from pfedsecure.plan import NO_PRIVACY, Plan
 
 TWO = 'class_names = ["dog", "cat"]\n'
 
@@ -99,7 +99,7 @@ def test_everything_that_is_off_is_named() -> None:
         return " ".join(Plan.model_validate({"class_names": ("a", "b"), **settings}).unprotected())
 
     plain = {"aggregation": "plain", "experts": "plain", "matching": "plain"}
-    for part in ("aggregation = plain", "experts = plain", "matching = plain", "no differential privacy"):
+    for part in ("aggregation = plain", "experts = plain", "matching = plain", "without --dp-epsilon"):
         assert part in said(protection=plain)
     assert "experts" not in said(protection=plain, method="promptfl")
     assert "matching" not in said(protection=plain, method="promptfl")
@@ -116,7 +116,7 @@ def test_protections_are_on_unless_they_are_asked_off() -> None:
         False,
     )
     assert plan.protection.matching == "he"
-    assert len(plan.unprotected()) == 1  # differential privacy, which there is none of yet
+    assert plan.unprotected() == (NO_PRIVACY,)  # which is for each client to ask for
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 from pathlib import Path
 from typing import Literal
@@ -12,10 +13,15 @@ from click.core import ParameterSource
 
 import pfedsecure
 from pfedsecure.console import Address, exit_cleanly, parse_address
-from pfedsecure.errors import ProtectionUnavailable
 
 _FOLDER = click.Path(file_okay=False, path_type=Path)
 _FILE = click.Path(dir_okay=False, path_type=Path)
+
+
+def _checked_epsilon(_ctx: click.Context, _parameter: click.Parameter, epsilon: float | None) -> float | None:
+    if epsilon is not None and not 0 < epsilon < math.inf:
+        raise click.BadParameter(f"{epsilon} is not over 0 and finite; leave the option off to go without")
+    return epsilon
 
 
 @click.group(
@@ -61,7 +67,19 @@ _FILE = click.Path(dir_okay=False, path_type=Path)
     help="Fetch the nearest experts, or all, so that the server cannot tell which are near.  [default: nearest]",
 )
 @click.option("--quiet", is_flag=True, help="No progress, only warnings and errors.")
-@click.option("--dp-epsilon", type=float, metavar="E", help="Differential privacy. Not available in this version.")
+@click.option(
+    "--dp-epsilon",
+    type=float,
+    callback=_checked_epsilon,
+    metavar="E",
+    help="Differential privacy of each training image, with E for the whole federation.  [default: none]",
+)
+@click.option(
+    "--dp-delta",
+    type=click.FloatRange(0, 1, min_open=True, max_open=True),
+    metavar="D",
+    help="With it.  [default: 1e-5, or a tenth of one over the number of images where that is less]",
+)
 @click.version_option(pfedsecure.__version__)
 @click.pass_context
 @exit_cleanly("pfed-client")
@@ -88,6 +106,7 @@ def main(
     fetch: Literal["nearest", "all"] | None,
     quiet: bool,
     dp_epsilon: float | None,
+    dp_delta: float | None,
 ) -> None:
     """Take part in a federation: train a prompt on your own images, borrow from others, keep what comes of it.
 
@@ -98,11 +117,6 @@ def main(
     if ctx.invoked_subcommand is not None:
         _refuse_options_before(ctx, ctx.invoked_subcommand)
         return
-    if dp_epsilon is not None:
-        raise ProtectionUnavailable(
-            f"--dp-epsilon {dp_epsilon:g}: this version cannot give differential privacy yet, and nothing was sent; "
-            "leave it off only if it is acceptable that prompts may reveal training images to peers that borrow them"
-        )
     if insecure and identity is not None:
         raise click.UsageError("--identity goes with TLS, not with --insecure")
     from pfed_client.join import JoinOptions, take_part
@@ -128,6 +142,8 @@ def main(
         share_metrics=share_metrics,
         matching=matching,
         fetch=fetch,
+        dp_epsilon=dp_epsilon,
+        dp_delta=dp_delta,
     )
     with watcher(quiet=quiet) as watch:
         status = take_part(options, watch, warn=lambda sentence: click.echo(f"NOT PROTECTED: {sentence}", err=True))

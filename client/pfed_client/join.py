@@ -15,6 +15,7 @@ import signal
 import threading
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -23,6 +24,7 @@ import numpy as np
 
 from pfed_client.agreement import Agreement, agree
 from pfed_client.grpc_api import GrpcApi
+from pfed_client.privacy import check_privacy, privacy
 from pfed_client.progress import Watcher
 from pfed_client.saved import DEFAULT_STATES
 from pfed_client.session import Session
@@ -36,7 +38,7 @@ from pfedsecure.matching.factory import client_matching
 from pfedsecure.pki.development import DEVELOPMENT_FOLDER, enrol
 from pfedsecure.pki.identity import CERTIFICATE_FILE, Identity
 from pfedsecure.pki.names import validate_name
-from pfedsecure.plan import Plan
+from pfedsecure.plan import NO_PRIVACY, Plan
 from pfedsecure.wire.loopback import require_loopback
 
 DEMO_SHARES = 5
@@ -67,6 +69,8 @@ class JoinOptions:
     matching: str | None
     """The way of matching that the plan must have, where one was named."""
     fetch: Literal["nearest", "all"] | None
+    dp_epsilon: float | None
+    dp_delta: float | None
 
 
 def take_part(options: JoinOptions, watch: Watcher, warn: Callable[[str], None]) -> int:
@@ -95,6 +99,7 @@ async def _join(
     watch: Watcher,
     warn: Callable[[str], None],
 ) -> None:
+    check_privacy(state, settings)
     images = await asyncio.to_thread(open_images, settings.data, strict=settings.strict, root=settings.data_root)
     fingerprint = await asyncio.to_thread(images.fingerprint)
     state.check_data(settings, fingerprint)
@@ -111,7 +116,8 @@ async def _join(
         if identity is None:
             warn("no TLS: whoever is on this machine can read along")
         for sentence in agreement.plan.unprotected():
-            warn(sentence)
+            if settings.dp_epsilon is None or sentence != NO_PRIVACY:
+                warn(sentence)
         session = await _session(api, agreement, state, identity, settings, images, options, watch)
         state.remember(settings, fingerprint)
         await session.run()
@@ -166,8 +172,11 @@ async def _session(
             images,
             device=options.device,
             cache_dir=state.folder / "features",
+            privacy_of=partial(privacy, state, settings, agreement.plan),
             on_progress=on_progress,
         )
+        if participant.privacy is not None:
+            watch.promised(participant.privacy.promise.in_words())
         return Session(
             api,
             agreement,
@@ -177,6 +186,7 @@ async def _session(
             identity=identity,
             share_metrics=settings.share_metrics,
             fetch_all=settings.fetch == "all",
+            privacy=participant.privacy,
             observer=watch,
         )
 
@@ -279,6 +289,14 @@ def _settings(options: JoinOptions, state: ClientState) -> Settings:
         backbone_dir=None,
         precision="fp32",
     )
+    epsilon = options.dp_epsilon if old is None else (options.dp_epsilon or old.dp_epsilon)
+    if options.dp_delta is not None and epsilon is None:
+        raise click.UsageError("--dp-delta goes with --dp-epsilon")
+    if epsilon is not None and (options.share_metrics or (options.share_metrics is None and defaults.share_metrics)):
+        raise click.UsageError(
+            "--share-metrics does not go with --dp-epsilon: accuracy and loss would tell of images, and no noise is on "
+            "them; leave one of the two off (--no-share-metrics)"
+        )
     now: dict[str, object] = {
         "data": options.data,
         "data_root": None if options.data is None else Path.cwd(),
@@ -289,6 +307,8 @@ def _settings(options: JoinOptions, state: ClientState) -> Settings:
         "precision": options.precision,
         "share_metrics": options.share_metrics,
         "fetch": options.fetch,
+        "dp_epsilon": options.dp_epsilon,
+        "dp_delta": options.dp_delta,
     }
     return defaults.model_copy(update={key: value for key, value in now.items() if value is not None})
 

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from pfed_client.privacy import Privacy
 from pfed_client.state import Settings
 from pfed_client.trainer import Trainer
 from pfedsecure.clip.backbone import Backbone, load_backbone
@@ -26,11 +27,12 @@ Indices = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Participant:
-    """A client ready to take part in a federation."""
+    """A client ready to take part in a federation. `privacy`: what its trainer promised, where it did."""
 
     backbone: Backbone
     trainer: Trainer
     test: FeatureSet
+    privacy: Privacy | None
 
 
 def prepare(
@@ -41,19 +43,28 @@ def prepare(
     *,
     device: str,
     cache_dir: Path | None,
+    privacy_of: Callable[[int], Privacy | None] | None = None,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> Participant:
     """Client `name` of `plan` with its own `images`.
 
-    `on_progress(done, total)` follows the computation of image features, which are kept in `cache_dir`. Raises
-    ClassNamesMismatch, DataError, PlanError, BackboneError or CheckpointMismatch.
+    `privacy_of(n_train)` is what a client with so many training images promises. `on_progress(done, total)` follows the
+    computation of image features, which are kept in `cache_dir`. Raises ClassNamesMismatch, DataError, PlanError,
+    BackboneError or CheckpointMismatch, and whatever `privacy_of` raises.
     """
     images = images.relabel(plan.class_names)
     train_rows, test_rows = split(images, plan, name, settings.test_fraction)
     backbone = agreed_backbone(plan, settings, device)
     features = image_features(backbone, images, cache_dir=cache_dir, on_progress=on_progress)
     test = features.subset(test_rows)
-    return Participant(backbone, Trainer(plan, backbone, features.subset(train_rows), test, name=name), test)
+    train = features.subset(train_rows)
+    privacy = None if privacy_of is None else privacy_of(len(train))
+    if privacy is None:
+        return Participant(backbone, Trainer(plan, backbone, train, test, name=name), test, None)
+    from pfed_client.private_trainer import PrivateTrainer  # Opacus takes seconds to load
+
+    trainer = PrivateTrainer(plan, backbone, train, test, name=name, promise=privacy.promise)
+    return Participant(backbone, trainer, test, privacy)
 
 
 def split(images: ImageSet, plan: Plan, name: str, test_fraction: float) -> tuple[Indices, Indices]:

@@ -24,6 +24,9 @@ class Watcher(Observer, Protocol):
     def features(self, done: int, total: int) -> None:
         """`done` of `total` images went through the frozen model."""
 
+    def promised(self, privacy: str) -> None:
+        """This client trains with differential privacy, `privacy` in words."""
+
     def retrying(self, reason: PfedError, pause_seconds: float) -> None:
         """A call did not get through, for `reason`; it is made again after a pause."""
 
@@ -50,6 +53,9 @@ class QuietWatcher(SilentObserver):
     def features(self, done: int, total: int) -> None:
         return
 
+    def promised(self, privacy: str) -> None:
+        return
+
     def retrying(self, reason: PfedError, pause_seconds: float) -> None:
         return
 
@@ -63,6 +69,9 @@ class LineWatcher(QuietWatcher):
 
     def features(self, done: int, total: int) -> None:
         self._say(f"computing the features of {total} images")
+
+    def promised(self, privacy: str) -> None:
+        self._say(f"differential privacy: {privacy}")
 
     def joined(self, plan: Plan) -> None:
         self._rounds_planned = plan.rounds.count

@@ -14,9 +14,9 @@ from pathlib import Path
 from pydantic import TypeAdapter, ValidationError
 
 from pfedsecure.errors import StateError
-from pfedsecure.privacy.events import GaussianRelease
+from pfedsecure.privacy.events import Event
 
-_EVENT = TypeAdapter(GaussianRelease)
+_EVENT: TypeAdapter[Event] = TypeAdapter(Event)
 
 
 class ReleaseLog:
@@ -25,7 +25,7 @@ class ReleaseLog:
     def __init__(self, path: Path) -> None:
         self._path = path
 
-    def record(self, event: GaussianRelease) -> None:
+    def record(self, event: Event) -> None:
         """Append; on disk on return. Raises StateError, and then nothing may be released."""
         line = json.dumps(asdict(event), allow_nan=False).encode() + b"\n"
         try:
@@ -42,7 +42,7 @@ class ReleaseLog:
                 "permissions"
             ) from None
 
-    def read(self) -> list[GaussianRelease]:
+    def read(self) -> list[Event]:
         """All events. Raises StateError naming the line that cannot be read."""
         try:
             lines = self._path.read_text().splitlines()

@@ -1,9 +1,10 @@
 """A client's part in a federation, from joining to the last round, over any transport.
 
 Everything that decides what is sent is on disk before it is sent, and training is a pure function of what it starts
-from: a session that is killed at any instant and started again on the same state directory trains no round twice and
-sends the same bytes. Only prompts leave the client, in the form of the plan's aggregation, experts and matching, and
-where plan and client both say so accuracy and loss, in the secure sum; gate and labels do not.
+from (with differential privacy: it is paid for each time it is done): a session that is killed at any instant and
+started again on the same state directory trains no round twice and sends the same bytes. Only prompts leave the client,
+in the form of the plan's aggregation, experts and matching, and where plan and client both say so accuracy and loss, in
+the secure sum; gate and labels do not.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from pfed_client.contributing import Contributor, LeftRound
 from pfed_client.exchange import Exchange
 from pfed_client.limits import Limits
 from pfed_client.observer import Observer, SilentObserver
+from pfed_client.privacy import Privacy
 from pfed_client.state import ClientState, model_owner
 from pfed_client.training import RoundTrainer, Training
 from pfedsecure.aggregation.factory import client_aggregation
@@ -47,9 +49,10 @@ class Session:
 
     `backbone_digest` is of the weights that `trainer` uses; with the plan it says what a saved model belongs to.
     `identity`: this client's certificate, for the protections that take one. `share_metrics`: whether accuracy and loss
-    join the secure sum where the plan has them. `fetch_all`: see `Exchange`. `executor` runs the training, by default a
-    thread of the event loop's own pool. Raises ProtectionUnavailable when the plan asks for what cannot be had without
-    an identity.
+    join the secure sum where the plan has them. `fetch_all`: see `Exchange`. `privacy`: differential privacy, whose
+    promise `trainer` keeps: all that is sent is then made of what it released, and no metrics are. `executor` runs
+    the training, by default a thread of the event loop's own pool. Raises ProtectionUnavailable when the plan asks for
+    what cannot be had without an identity.
     """
 
     def __init__(
@@ -63,6 +66,7 @@ class Session:
         identity: Identity | None = None,
         share_metrics: bool = False,
         fetch_all: bool = False,
+        privacy: Privacy | None = None,
         observer: Observer | None = None,
         executor: Executor | None = None,
     ) -> None:
@@ -72,16 +76,23 @@ class Session:
         self._state = state
         self._trainer = trainer
         self._observer: Observer = observer or SilentObserver()
-        self._share_metrics = share_metrics and agreement.plan.protection.metrics
+        self._share_metrics = share_metrics and agreement.plan.protection.metrics and privacy is None
         initial = trainer.initial_context()
         shape = initial.shape[0], initial.shape[1]
         self._experts = client_experts(agreement.plan, shape, agreement.federation_id, identity, state.seen)
-        matching = client_matching(agreement.plan, initial, identity, state.kept, state.releases.record)
+        matching = client_matching(
+            agreement.plan,
+            initial,
+            identity,
+            state.kept,
+            state.releases.record,
+            private_prompt=privacy is not None,
+        )
         self._exchange = Exchange(api, agreement.plan, initial, self._experts, matching, fetch_all=fetch_all)
         self._contributor = Contributor(api, client_aggregation(agreement.plan, shape, identity), state)
         self._limits = Limits(agreement.plan)
         owner = model_owner(agreement.plan, backbone_digest)
-        self._training = Training(self._exchange, state, trainer, owner, self._observer, executor)
+        self._training = Training(self._exchange, state, trainer, owner, self._observer, executor, privacy)
         self._claim = self._experts.claim(identity.subject.fingerprint if identity else "")
         # What the server gave a receipt for: experts by round, and a round with the last step of its aggregation.
         self._confirmed_experts: set[int] = set()

@@ -7,6 +7,7 @@
     seen.json           the newest expert that it opened of each author
     matching/           its newest sketch and query, as they were sent
     releases.jsonl      one line for each noised release, from before its noise was drawn
+    privacy.json        what differential privacy it promised, where it did
     result.json         how good the final model is
     identity/           key and certificate
     features/           cache of image features
@@ -32,6 +33,7 @@ from pfed_client.files import write_atomically
 from pfed_client.kept_file import KeptFiles
 from pfed_client.local_model import LocalModel
 from pfed_client.metrics import MetricsLog
+from pfed_client.promise import PromiseFile
 from pfed_client.release_log import ReleaseLog
 from pfed_client.seen import SeenFile
 from pfedsecure.errors import StateError, StateLocked
@@ -66,6 +68,10 @@ class Settings(_Section):
     """Whether accuracy and loss may join the secure sum of a plan that has them."""
     fetch: Literal["nearest", "all"] = "nearest"
     """Whose experts are fetched: of those that matching found, or of everybody."""
+    dp_epsilon: float | None = None
+    """Of differential privacy, for the whole federation. None: without."""
+    dp_delta: float | None = None
+    """None: the default, which depends on the number of images."""
 
     def backbone(self, plan: Plan) -> tuple[str, str]:
         """open_clip's name of the frozen model, and its weights (tag or file)."""
@@ -116,6 +122,7 @@ class ClientState:
         self.seen = SeenFile(folder / "seen.json")
         self.kept = KeptFiles(folder / "matching")
         self.releases = ReleaseLog(folder / "releases.jsonl")
+        self.promise = PromiseFile(folder / "privacy.json")
 
     def __enter__(self) -> Self:
         return self
@@ -167,6 +174,11 @@ class ClientState:
         """Keep `settings`, and which images they lead to, for later commands."""
         update = {"settings": settings, "data_fingerprint": data_fingerprint}
         self._save(self.record.model_copy(update=update))
+
+    @property
+    def has_model(self) -> bool:
+        """Whether anything was trained."""
+        return _model_file(self.folder).exists()
 
     def load_model(self, belongs_to: Mapping[str, str]) -> LocalModel | None:
         """The newest model; None before there is one. Raises StateError or CheckpointMismatch."""

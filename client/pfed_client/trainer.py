@@ -79,7 +79,7 @@ class Trainer:
         gate: dict[str, Array] = {}
         if self.has_gate:
             seed = derive_seed(self._plan.seed, self._name, "gate")
-            gate = _arrays(self._gate(torch.Generator().manual_seed(seed)))
+            gate = gate_arrays(self._gate(torch.Generator().manual_seed(seed)))
         start = self.initial_context()
         shape = lent_shape(self._plan, (start.shape[0], start.shape[1]))
         return LocalModel(context=start, gate=gate, experts=np.zeros((0, *shape), np.float32), trained_round=0)
@@ -118,7 +118,7 @@ class Trainer:
                 losses.append(loss.item())
                 if on_step is not None:
                     on_step(len(losses), steps, losses[-1])
-        gate = _arrays(network.gate) if isinstance(network, MixtureModel) else model.gate
+        gate = gate_arrays(network.gate) if isinstance(network, MixtureModel) else model.gate
         trained = LocalModel(
             context=network.ctx.detach().cpu().numpy(),
             gate=gate,
@@ -215,7 +215,7 @@ def make_optimizers(network: PromptModel, training: TrainingPlan) -> list[torch.
     return optimizers
 
 
-def cosine(lr: float, step: int, steps: int) -> float:
+def cosine(lr: float, step: float, steps: float) -> float:
     """Cosine schedule from `lr` at step 0 towards 0 after the last of `steps`."""
     return lr * (1 + math.cos(math.pi * step / steps)) / 2
 
@@ -225,5 +225,6 @@ def set_prompt_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
     optimizer.param_groups[0]["lr"] = lr
 
 
-def _arrays(gate: Gate) -> dict[str, Array]:
+def gate_arrays(gate: Gate) -> dict[str, Array]:
+    """The parameters of `gate` by name, copied."""
     return {key: value.detach().cpu().numpy().copy() for key, value in gate.state_dict().items()}

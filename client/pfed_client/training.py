@@ -1,6 +1,8 @@
 """A client's model from round to round: trained once in each, and on disk before anything of it is sent.
 
-Training is a pure function of what it starts from: done again after a crash it gives the same model.
+Without differential privacy training is a pure function of what it starts from: done again after a crash it gives the
+same model. With it every training draws noise of its own and is paid for before it starts: one that a crash cut short
+is paid for twice, and one whose model is on disk is never done again.
 """
 
 from __future__ import annotations
@@ -19,8 +21,10 @@ from pfed_client.exchange import Download, Exchange
 from pfed_client.local_model import Array, LocalModel
 from pfed_client.metrics import RoundRecord
 from pfed_client.observer import Observer
+from pfed_client.privacy import Privacy
 from pfed_client.state import START_ANEW, ClientState
 from pfedsecure.errors import PlanError, StateError
+from pfedsecure.privacy.budget import Reservation
 
 
 class Report(Protocol):
@@ -62,6 +66,7 @@ class _Trained:
     model: LocalModel
     report: Report
     accuracy: float
+    reservation: Reservation | None
 
 
 class _Over(Exception):
@@ -79,14 +84,19 @@ class Training:
         owner: Mapping[str, str],
         observer: Observer,
         executor: Executor | None,
+        privacy: Privacy | None,
     ) -> None:
-        """Raises StateError or CheckpointMismatch for a saved model that cannot be used."""
+        """With `privacy`, `trainer` is to keep its promise.
+
+        Raises StateError or CheckpointMismatch for a saved model that cannot be used.
+        """
         self._exchange = exchange
         self._state = state
         self._trainer = trainer
         self._owner = owner
         self._observer = observer
         self._executor = executor
+        self._privacy = privacy
         self._model = state.load_model(owner) or trainer.new_model()
         # A crash between writing the record and saving the model: that round is going to be trained again, if at all.
         state.metrics.forget_from(self._model.trained_round + 1)
@@ -99,8 +109,8 @@ class Training:
     async def train(self, number: int, over: threading.Event) -> bool:
         """Make `model` the one of round `number`; False when `over` was set before that.
 
-        Raises MessageRejected for a download that cannot be used, PlanError for training that diverges, and StateError
-        for a round before the newest one.
+        Raises MessageRejected for a download that cannot be used, PlanError for training that diverges, StateError for
+        a round before the newest one, and BudgetExhausted where it cannot be paid for.
         """
         trained_round = self._model.trained_round
         if trained_round == number:
@@ -117,7 +127,8 @@ class Training:
         if trained is None:
             return False
         finite = all(np.isfinite(tensor).all() for tensor in trained.model.tensors.values())
-        if not (finite and np.isfinite(trained.report.train_loss)):
+        # The loss is made of the images themselves: with privacy, whether this client goes on must not depend on it.
+        if not (finite and (self._privacy is not None or np.isfinite(trained.report.train_loss))):
             raise PlanError(
                 f"training diverged in round {number} (loss {trained.report.train_loss}); nothing was sent; "
                 "the plan's training.prompt_lr or training.gate_lr is too high for this data"
@@ -135,6 +146,8 @@ class Training:
             )
         )
         self._keep(replace(trained.model, start_digest=download.prompt.digest))
+        if trained.reservation is not None:
+            trained.reservation.commit()
         return True
 
     async def take_global_prompt(self) -> None:
@@ -163,10 +176,11 @@ class Training:
             self._observer.step(number, done, total, loss)
 
         def train() -> _Trained:
+            reservation = None if self._privacy is None else self._privacy.reserve(number)
             model, report = self._trainer.train_round(
                 self._model, download.prompt.start, download.experts, number, on_step=on_step
             )
-            return _Trained(model, report, self._trainer.evaluate(model))
+            return _Trained(model, report, self._trainer.evaluate(model), reservation)
 
         try:
             return await asyncio.get_running_loop().run_in_executor(self._executor, train)

@@ -25,23 +25,32 @@ from pfedsecure.seeds import derive_seed
 
 
 def client_matching(
-    plan: Plan, initial: NDArray[np.float32], identity: Identity | None, kept: Kept, record: Record
+    plan: Plan,
+    initial: NDArray[np.float32],
+    identity: Identity | None,
+    kept: Kept,
+    record: Record,
+    *,
+    private_prompt: bool = False,
 ) -> ClientMatching:
     """The client's side; `initial (n, d)` is the context that the federation starts from.
 
+    `private_prompt`: this client's prompts come out of differentially private training, all of them, so that a sketch
+    is a function of what is private already: no noise is added to it and nothing is recorded.
     `kept` outlives a crash; `record` is told of each release of noised numbers before their noise is drawn. Raises
     ProtectionUnavailable without the identity that encrypted matching takes, IdentityError when its folder lacks the
     cohort's secret.
     """
     if not plan.n_experts:
         return LotClientMatching()  # nothing is matched
+    release = None if private_prompt else _release(plan, kept, record)
     match plan.protection.matching:
         case "plain":
             return PlainClientMatching()
         case "random":
             return LotClientMatching()
         case "dp":
-            return DpClientMatching(sketcher(plan, initial), _release(plan, kept, record))
+            return DpClientMatching(sketcher(plan, initial), release)
         case "he":
             if identity is None:
                 raise ProtectionUnavailable(
@@ -50,7 +59,7 @@ def client_matching(
                 )
             secrets = partial(CohortSecrets.load, identity.folder)
             secrets()
-            return HeClientMatching(sketcher(plan, initial), secrets, kept, _release(plan, kept, record))
+            return HeClientMatching(sketcher(plan, initial), secrets, kept, release)
 
 
 def server_matching(plan: Plan, shape: tuple[int, int], executor: Executor | None = None) -> ServerMatching:

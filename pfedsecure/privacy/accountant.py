@@ -21,6 +21,7 @@ leave it open under composition), so the tests compose both directions by themse
 
 from __future__ import annotations
 
+import itertools
 import math
 import warnings
 from collections import Counter
@@ -39,6 +40,8 @@ MAX_NOISE_MULTIPLIER = 100.0
 _MIN_NOISE_MULTIPLIER = 0.05
 _HUGE = 100.0
 _SMALLEST = 1e-3
+_ORDERS = [*range(2, 65), 80, 128, 256, 512]
+"""Of Rényi divergences: whole numbers, whose formula is a short sum."""
 _PRECISION = 1e-3
 """Relative, of a noise multiplier that is solved for; and of an epsilon that is computed, where that is below 10."""
 
@@ -80,22 +83,31 @@ def noise_multiplier(
         return epsilon([*others, SampledGaussianSteps("", 0, multiplier, sample_rate, steps)], delta)
 
     low, high = _MIN_NOISE_MULTIPLIER, MAX_NOISE_MULTIPLIER
-    smallest = total(high)
-    if smallest > target:
+    at_low, at_high = total(low), total(high)
+    if at_high > target:
         raise BudgetTooSmall(
             f"epsilon {target:g} with delta {delta:g} is too small for {steps} steps at sample rate {sample_rate:.3g}: "
-            f"the smallest possible is {_rounded_up(smallest)}, and leaves next to nothing to learn; ask for more, or "
+            f"the smallest possible is {_rounded_up(at_high)}, and leaves next to nothing to learn; ask for more, or "
             "for a plan with fewer rounds"
         )
-    if total(low) <= target:
+    if at_low <= target:
         return low
-    while high > low * (1 + _PRECISION):
+    # Epsilon falls with noise, nearly like a power of it once it is small: the secant in logarithms, and a little more
+    # so that the answer is bracketed from both sides; halving where that is no good.
+    for attempt in itertools.count():
+        if high <= low * (1 + _PRECISION):
+            return high
         middle = math.sqrt(low * high)
-        if total(middle) <= target:
-            high = middle
+        if attempt % 3 and 0 < at_high < at_low < math.inf:
+            share = math.log(at_low / target) / math.log(at_low / at_high)
+            nudge = _PRECISION / 4 * (1 if attempt % 3 == 1 else -1)
+            middle = min(max(low * (high / low) ** share * (1 + nudge), low), high)
+        at_middle = total(middle)
+        if at_middle <= target:
+            high, at_high = middle, at_middle
         else:
-            low = middle
-    return high
+            low, at_low = middle, at_middle
+    raise AssertionError("the bracket gets smaller with every third attempt")
 
 
 @dataclass(frozen=True)
@@ -158,7 +170,7 @@ def _renyi_epsilon(composition: _Composition, delta: float) -> float:
     accountant.history = composition.history
     with warnings.catch_warnings(), np.errstate(all="ignore"):
         warnings.simplefilter("ignore")
-        bound = float(accountant.get_epsilon(delta))
+        bound = float(accountant.get_epsilon(delta, alphas=_ORDERS))
     return bound if bound >= 0 else math.inf  # NaN where it overflowed
 
 

@@ -319,7 +319,6 @@ def test_options_of_joining_before_a_command_are_not_ignored(home: Path) -> None
 
 
 MISTAKES: dict[str, tuple[list[str], int, str]] = {
-    "differential privacy": (["--dp-epsilon", "8"], 70, "cannot give differential privacy yet, and nothing was sent"),
     "no such plan": (["--plan", "no.toml"], 10, "no.toml: cannot read the plan"),
     "no such identity": (["--identity", "nobody"], 40, "nobody holds no identity"),
     "another's identity": (
@@ -521,7 +520,7 @@ def test_help_and_early_mistakes_load_nothing_heavy(tmp_path: Path) -> None:
         return run.stdout.splitlines()[-1]
 
     assert loaded("--help") == "0 []"
-    assert loaded("--dp-epsilon", "1") == "70 []"
+    assert loaded("--dp-epsilon", "inf") == "2 []"
     ensure_development_pki(tmp_path / "certs" / "dev")
     assert loaded("--server", "127.0.0.1:1", "--retry-seconds", "0") == "50 ['grpc', 'sklearn']"
 

@@ -1,0 +1,166 @@
+"""Local training under differential privacy: DP-SGD on prompt and gate together, by one of two mechanisms.
+
+Formal guarantee. `train_round` is `Promise.steps` uses of the Gaussian mechanism with `Promise.noise_multiplier`, each
+on a Poisson sample with `Promise.sample_rate` of the training images, whatever model, start and experts it is given;
+what it returns in the model is a function of what these released. Neighbours are training sets with one image more or
+less. The proof, and what it does not cover, is in docs/privacy.md. The report stays with the client and is not private.
+
+- `per-sample`: what is clipped and noised of image i is (gradient by the context, gradient by the gate).
+- `feature-space`: it is (v_i, gradient by the gate), with v_i the gradient by the text features T `(C, D)`; the noised
+  sum of v_i goes back through the text tower once. The tower's Jacobian at the context is made of released numbers.
+
+What depends on the plan and the promise alone: number of steps, learning rates, sample rate, the divisor of the sum.
+Nothing is stopped early, and no error depends on an image.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pfed_client.local_model import Array, LocalModel
+from pfed_client.promise import Promise
+from pfed_client.trainer import RoundReport, StepCallback, Trainer, cosine, gate_arrays
+from pfedsecure.clip.backbone import Backbone
+from pfedsecure.clip.features import FeatureSet
+from pfedsecure.moe.mixture import MixtureModel, PromptModel
+from pfedsecure.moe.per_sample import FeatureGradients, context_gradients, feature_gradients, gate_parameters
+from pfedsecure.plan import Plan
+from pfedsecure.privacy.noisy_sum import NoisySum
+from pfedsecure.privacy.optimizer import ExactNoiseOptimizer
+from pfedsecure.privacy.poisson import poisson_sample
+from pfedsecure.secagg.entropy import Entropy
+
+
+class PrivateTrainer(Trainer):
+    """A `Trainer` whose models keep a promise.
+
+    `unsafe_entropy` other than the default makes training reproducible, and so private from nobody: for tests alone.
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        backbone: Backbone,
+        train: FeatureSet,
+        test: FeatureSet,
+        *,
+        name: str,
+        promise: Promise,
+        unsafe_entropy: Entropy = os.urandom,
+    ) -> None:
+        super().__init__(plan, backbone, train, test, name=name)
+        self._promise = promise
+        self._entropy = unsafe_entropy
+
+    def train_round(
+        self,
+        model: LocalModel,
+        start: Array,
+        experts: Array,
+        round_number: int,
+        on_step: StepCallback | None = None,
+    ) -> tuple[LocalModel, RoundReport]:
+        """As `Trainer.train_round`, but no two calls give the same model: each is a release that is to be paid for."""
+        promise, settings = self._promise, self._plan.privacy
+        network = self._network(LocalModel(start, model.gate, experts, round_number))
+        step_by = _FeatureSpace if settings.mechanism == "feature-space" else _PerSample
+        noisy_sum = NoisySum(settings.clip, promise.noise_multiplier, unsafe_entropy=self._entropy)
+        stepper = step_by(network, self._plan, noisy_sum)
+        losses: list[float] = []
+        for step in range(promise.steps):
+            rows = poisson_sample(len(self._train), promise.sample_rate, self._entropy)
+            batch = torch.from_numpy(rows).to(self._train.labels.device)
+            stepper.set_progress(step / promise.steps)
+            loss = stepper.step(self._train.features[batch], self._train.labels[batch])
+            losses += [loss] if math.isfinite(loss) else []
+            if on_step is not None:
+                on_step(step + 1, promise.steps, loss)
+        gate = gate_arrays(network.gate) if isinstance(network, MixtureModel) else model.gate
+        context = network.ctx.detach().cpu().numpy()
+        trained = LocalModel(context, gate, experts, trained_round=round_number, n_train=promise.size)
+        report = RoundReport(
+            train_loss=float(np.mean(losses)) if losses else 0.0,
+            n_train=promise.size,
+            n_experts=len(experts),
+            steps=promise.steps,
+        )
+        return trained, report
+
+
+class _Step:
+    """One optimiser step from a batch, noised; what the two mechanisms share."""
+
+    def __init__(self, network: PromptModel, plan: Plan, noisy_sum: NoisySum) -> None:
+        self._network = network
+        self._settings = plan.privacy
+        self._noisy_sum = noisy_sum
+        self._gate = gate_parameters(network)
+        groups = [{"params": [network.ctx], "lr": self._settings.prompt_lr}]
+        if self._gate:
+            groups.append({"params": list(self._gate.values()), "lr": self._settings.gate_lr})
+        training = plan.training
+        self._sgd = torch.optim.SGD(groups, momentum=training.momentum, weight_decay=training.weight_decay)
+
+    def set_progress(self, share: float) -> None:
+        """Learning rates for a step that comes after `share` of the round's: cosine, as without privacy."""
+        self._sgd.param_groups[0]["lr"] = cosine(self._settings.prompt_lr, share, 1)
+
+    def step(self, features: Tensor, labels: Tensor) -> float:
+        """On a batch `(B, D)`, `(B,)`, B >= 0. Returns its mean loss; 0 for an empty one."""
+        text_features = self._network.text_features()
+        gradients = feature_gradients(self._network, text_features, features, labels)
+        self._release(text_features, gradients, len(labels))
+        return float(gradients.losses.mean()) if len(labels) else 0.0
+
+    def _release(self, text_features: Tensor, gradients: FeatureGradients, batch: int) -> None:
+        """Take a step with what the mechanism releases of the batch."""
+        raise NotImplementedError
+
+    def _noised(self, optimizer: torch.optim.Optimizer) -> ExactNoiseOptimizer:
+        return ExactNoiseOptimizer(optimizer, self._noisy_sum, self._settings.batch_size)
+
+    def _set_gate_samples(self, gradients: FeatureGradients) -> None:
+        for name, parameter in self._gate.items():
+            parameter.grad_sample = gradients.gate[name]  # type: ignore[attr-defined]  # as Opacus has it
+
+
+class _PerSample(_Step):
+    """Clips and noises gradients by the context and the gate."""
+
+    def __init__(self, network: PromptModel, plan: Plan, noisy_sum: NoisySum) -> None:
+        super().__init__(network, plan, noisy_sum)
+        self._optimizer = self._noised(self._sgd)
+
+    def _release(self, text_features: Tensor, gradients: FeatureGradients, batch: int) -> None:
+        context = self._network.ctx
+        by_context = context_gradients(text_features, context, gradients.text_features)
+        context.grad_sample = by_context  # type: ignore[attr-defined]
+        self._set_gate_samples(gradients)
+        self._optimizer.expect(batch)
+        self._optimizer.step()
+        self._optimizer.zero_grad()
+
+
+class _FeatureSpace(_Step):
+    """Clips and noises gradients by the text features and the gate; the context's follows from what is released."""
+
+    def __init__(self, network: PromptModel, plan: Plan, noisy_sum: NoisySum) -> None:
+        super().__init__(network, plan, noisy_sum)
+        # Stands for the text features: a parameter of their shape, so that Opacus' optimiser can hold its gradient.
+        self._features = torch.nn.Parameter(torch.zeros_like(network.text_features()))
+        self._optimizer = self._noised(torch.optim.SGD([self._features, *self._gate.values()], lr=0.0))
+
+    def _release(self, text_features: Tensor, gradients: FeatureGradients, batch: int) -> None:
+        self._features.grad_sample = gradients.text_features  # type: ignore[attr-defined]
+        self._set_gate_samples(gradients)
+        self._optimizer.expect(batch)
+        self._optimizer.pre_step()  # noised sums into `grad`; nothing below looks at the batch again
+        context = self._network.ctx
+        (context.grad,) = torch.autograd.grad(text_features, context, self._features.grad)
+        self._sgd.step()
+        self._optimizer.zero_grad()
