@@ -127,16 +127,18 @@ class Training:
         if trained is None:
             return False
         finite = all(np.isfinite(tensor).all() for tensor in trained.model.tensors.values())
-        # The loss is made of the images themselves: with privacy, whether this client goes on must not depend on it.
-        if not (finite and (self._privacy is not None or np.isfinite(trained.report.train_loss))):
+        loss = trained.report.train_loss
+        if self._privacy is not None and not np.isfinite(loss):
+            loss = 0.0  # it is made of the images themselves: whether this client goes on must not depend on it
+        if not (finite and np.isfinite(loss)):
             raise PlanError(
-                f"training diverged in round {number} (loss {trained.report.train_loss}); nothing was sent; "
+                f"training diverged in round {number} (loss {loss}); nothing was sent; "
                 "the plan's training.prompt_lr or training.gate_lr is too high for this data"
             )
         self._state.metrics.add(
             RoundRecord(
                 round=number,
-                train_loss=trained.report.train_loss,
+                train_loss=loss,
                 test_accuracy=trained.accuracy,
                 n_train=trained.model.n_train,
                 n_experts=trained.report.n_experts,
