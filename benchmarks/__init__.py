@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 BENCHMARKS = {
+    "dp-step": "A step with differential privacy, by either mechanism, against one without",
     "experts": "Whose experts to borrow, how many, in which form, against the gate alone",
     "federation": "pFedMoAP against its baselines on photographs, 10 to 20 clients",
     "matching": "Matching on encrypted and noised sketches: cost, bytes and recall, beside TenSEAL's dot and CKKS",
     "secagg": "Secure aggregation: what it costs a client and the server, beside Flower's SecAgg+ and CKKS",
 }
-"""Every benchmark by the name of its module, with the question that it answers. Kept here so that a list is instant."""
+"""Every benchmark by name, with the question that it answers. Kept here so that a list is instant."""
+
+
+def module_of(name: str) -> str:
+    """The module of a benchmark: its name with underscores."""
+    return f"{__name__}.{name.replace('-', '_')}"

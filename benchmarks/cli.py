@@ -8,11 +8,11 @@ import click
 
 from pfed_cli.lazy import LazyCommand, LazyGroup
 
-from . import BENCHMARKS
+from . import BENCHMARKS, module_of
 from .contract import Report
 from .tables import replace_table, table_of
 
-_COMMANDS = {name: LazyCommand(f"{__package__}.{name}", "command", summary) for name, summary in BENCHMARKS.items()}
+_COMMANDS = {name: LazyCommand(module_of(name), "command", summary) for name, summary in BENCHMARKS.items()}
 
 
 @click.group(cls=LazyGroup, lazy=_COMMANDS, invoke_without_command=True)

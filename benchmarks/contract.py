@@ -145,9 +145,10 @@ def _usable_cores() -> int:
 def benchmark(function: Callable[..., Outcome]) -> click.Command:
     """The command of a benchmark: `function(quick=..., **its own options)`, `--quick`, and the report in `--json FILE`.
 
-    Its name is that of the module; its help is the function's docstring; its own options are click's decorators on it.
+    Its name is that of the module, with dashes; its help is the function's docstring; its own options are click's
+    decorators on it.
     """
-    name = function.__module__.rpartition(".")[2]
+    name = function.__module__.rpartition(".")[2].replace("_", "-")
 
     @functools.wraps(function)  # takes over the options, which click keeps on the function
     def run(*, quick: bool, json_file: Path, **options: object) -> None:

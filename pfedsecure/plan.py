@@ -96,14 +96,17 @@ class PrivacyPlan(_Section):
 
     mechanism: Literal["per-sample", "feature-space"] = "per-sample"
     """What is clipped and noised, with the gate's gradient: that of the prompt, or that of its text features."""
-    clip: Positive = 0.1
+    gate: Literal["values", "all"] = "values"
+    """Which maps of the gate are trained: W_v and W_o, or all; others stay as they were drawn. Of W_q and W_k, which
+    choose between experts that are much the same, gradients are small and the noise is not."""
+    clip: Positive = 0.3
     """Norm that what one image contributes to a step, prompt and gate together, is clipped to."""
     batch_size: Annotated[int, Field(ge=1)] = 32
     """Images that a step takes on average; each is drawn by itself."""
     steps: Annotated[int, Field(ge=1)] = 30
     """Of a round, each with its noise; the same for every client, whatever the number of its images."""
-    prompt_lr: Positive = 0.1
-    gate_lr: Positive = 0.25
+    prompt_lr: Positive = 0.05
+    gate_lr: Positive = 0.15
 
 
 class RoundsPlan(_Section):

@@ -6,8 +6,10 @@ what it returns in the model is a function of what these released. Neighbours ar
 less. The proof, and what it does not cover, is in docs/privacy.md. The report stays with the client and is not private.
 
 - `per-sample`: what is clipped and noised of image i is (gradient by the context, gradient by the gate).
-- `feature-space`: it is (v_i, gradient by the gate), with v_i the gradient by the text features T `(C, D)`; the noised
-  sum of v_i goes back through the text tower once. The tower's Jacobian at the context is made of released numbers.
+- `feature-space`: it is (w v_i, gradient by the gate), with v_i the gradient by the text features T `(C, D)`, less what
+  the tower would discard of it; the noised sum, over w, goes back through the text tower once. w is by how much the
+  tower shrinks gradients: so v_i takes no more of the clip than the context's gradient would. The tower's Jacobian at a
+  context, T and w are made of released numbers.
 
 What depends on the plan and the promise alone: number of steps, learning rates, sample rate, the divisor of the sum.
 Nothing is stopped early, and no error depends on an image.
@@ -28,12 +30,21 @@ from pfed_client.trainer import RoundReport, StepCallback, Trainer, cosine, gate
 from pfedsecure.clip.backbone import Backbone
 from pfedsecure.clip.features import FeatureSet
 from pfedsecure.moe.mixture import MixtureModel, PromptModel
-from pfedsecure.moe.per_sample import FeatureGradients, context_gradients, feature_gradients, gate_parameters
+from pfedsecure.moe.per_sample import (
+    FeatureGradients,
+    context_gradients,
+    feature_gradients,
+    gain,
+    gate_parameters,
+    tangential,
+)
 from pfedsecure.plan import Plan
 from pfedsecure.privacy.noisy_sum import NoisySum
 from pfedsecure.privacy.optimizer import ExactNoiseOptimizer
 from pfedsecure.privacy.poisson import poisson_sample
 from pfedsecure.secagg.entropy import Entropy
+
+GATE_MAPS = {"values": ("W_v", "W_o"), "all": ("W_q", "W_k", "W_v", "W_o")}
 
 
 class PrivateTrainer(Trainer):
@@ -68,7 +79,7 @@ class PrivateTrainer(Trainer):
         """As `Trainer.train_round`, but no two calls give the same model: each is a release that is to be paid for."""
         promise, settings = self._promise, self._plan.privacy
         network = self._network(LocalModel(start, model.gate, experts, round_number))
-        step_by = _FeatureSpace if settings.mechanism == "feature-space" else _PerSample
+        step_by = FeatureSpaceStep if settings.mechanism == "feature-space" else PerSampleStep
         noisy_sum = NoisySum(settings.clip, promise.noise_multiplier, unsafe_entropy=self._entropy)
         stepper = step_by(network, self._plan, noisy_sum)
         losses: list[float] = []
@@ -92,14 +103,15 @@ class PrivateTrainer(Trainer):
         return trained, report
 
 
-class _Step:
+class PrivateStep:
     """One optimiser step from a batch, noised; what the two mechanisms share."""
 
     def __init__(self, network: PromptModel, plan: Plan, noisy_sum: NoisySum) -> None:
         self._network = network
         self._settings = plan.privacy
         self._noisy_sum = noisy_sum
-        self._gate = gate_parameters(network)
+        maps = GATE_MAPS[self._settings.gate]
+        self._gate = {name: value for name, value in gate_parameters(network).items() if name.split(".")[0] in maps}
         groups = [{"params": [network.ctx], "lr": self._settings.prompt_lr}]
         if self._gate:
             groups.append({"params": list(self._gate.values()), "lr": self._settings.gate_lr})
@@ -113,7 +125,7 @@ class _Step:
     def step(self, features: Tensor, labels: Tensor) -> float:
         """On a batch `(B, D)`, `(B,)`, B >= 0. Returns its mean loss; 0 for an empty one."""
         text_features = self._network.text_features()
-        gradients = feature_gradients(self._network, text_features, features, labels)
+        gradients = feature_gradients(self._network, text_features, features, labels, self._gate)
         self._release(text_features, gradients, len(labels))
         return float(gradients.losses.mean()) if len(labels) else 0.0
 
@@ -129,7 +141,7 @@ class _Step:
             parameter.grad_sample = gradients.gate[name]  # type: ignore[attr-defined]  # as Opacus has it
 
 
-class _PerSample(_Step):
+class PerSampleStep(PrivateStep):
     """Clips and noises gradients by the context and the gate."""
 
     def __init__(self, network: PromptModel, plan: Plan, noisy_sum: NoisySum) -> None:
@@ -146,21 +158,26 @@ class _PerSample(_Step):
         self._optimizer.zero_grad()
 
 
-class _FeatureSpace(_Step):
+class FeatureSpaceStep(PrivateStep):
     """Clips and noises gradients by the text features and the gate; the context's follows from what is released."""
 
     def __init__(self, network: PromptModel, plan: Plan, noisy_sum: NoisySum) -> None:
         super().__init__(network, plan, noisy_sum)
+        text_features = network.text_features()
+        self._weight = gain(text_features, network.ctx)
         # Stands for the text features: a parameter of their shape, so that Opacus' optimiser can hold its gradient.
-        self._features = torch.nn.Parameter(torch.zeros_like(network.text_features()))
+        self._features = torch.nn.Parameter(torch.zeros_like(text_features))
         self._optimizer = self._noised(torch.optim.SGD([self._features, *self._gate.values()], lr=0.0))
 
     def _release(self, text_features: Tensor, gradients: FeatureGradients, batch: int) -> None:
-        self._features.grad_sample = gradients.text_features  # type: ignore[attr-defined]
+        weighed = self._weight * tangential(gradients.text_features, text_features.detach())
+        self._features.grad_sample = weighed  # type: ignore[attr-defined]
         self._set_gate_samples(gradients)
         self._optimizer.expect(batch)
         self._optimizer.pre_step()  # noised sums into `grad`; nothing below looks at the batch again
         context = self._network.ctx
-        (context.grad,) = torch.autograd.grad(text_features, context, self._features.grad)
+        noised = self._features.grad
+        assert noised is not None
+        (context.grad,) = torch.autograd.grad(text_features, context, noised / self._weight)
         self._sgd.step()
         self._optimizer.zero_grad()

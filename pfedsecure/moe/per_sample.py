@@ -10,6 +10,7 @@ Symbols: B images, C classes, D embedding width, n x d context.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -48,14 +49,24 @@ class _AtFeatures(nn.Module):
         return self.model.logits(features, text_features)
 
 
-def feature_gradients(model: PromptModel, text_features: Tensor, features: Tensor, labels: Tensor) -> FeatureGradients:
-    """Of normalised image `features (B, D)` and `labels (B,)`, at `text_features (C, D)`; B may be 0."""
+def feature_gradients(
+    model: PromptModel,
+    text_features: Tensor,
+    features: Tensor,
+    labels: Tensor,
+    gate: Mapping[str, nn.Parameter] | None = None,
+) -> FeatureGradients:
+    """Of normalised image `features (B, D)` and `labels (B,)`, at `text_features (C, D)`; B may be 0.
+
+    `gate`: those of its parameters that gradients are wanted of, by default all.
+    """
     text_features = text_features.detach()
-    parameters = {name: parameter.detach() for name, parameter in gate_parameters(model).items()}
+    wanted = gate_parameters(model) if gate is None else gate
+    parameters = {name: parameter.detach() for name, parameter in wanted.items()}
     behind = _AtFeatures(model)
 
-    def loss(at: Tensor, gate: dict[str, Tensor], image: Tensor, label: Tensor) -> Tensor:
-        named = {f"model.gate.{name}": value for name, value in gate.items()}
+    def loss(at: Tensor, of_gate: dict[str, Tensor], image: Tensor, label: Tensor) -> Tensor:
+        named = {f"model.gate.{name}": value for name, value in of_gate.items()}
         logits: Tensor = functional_call(behind, named, (image[None], at))
         return F.cross_entropy(logits, label[None])
 
@@ -71,7 +82,9 @@ def feature_gradients(model: PromptModel, text_features: Tensor, features: Tenso
         at_gate = {name: torch.cat([block[0][1][name] for block in blocks]) for name in parameters}
         losses = torch.cat([block[1] for block in blocks])
     return FeatureGradients(
-        at_features[:batch], {name: gradient[:batch] for name, gradient in at_gate.items()}, losses[:batch]
+        at_features[:batch].detach(),
+        {name: gradient[:batch].detach() for name, gradient in at_gate.items()},
+        losses[:batch].detach(),
     )
 
 
@@ -85,6 +98,28 @@ def context_gradients(text_features: Tensor, context: Tensor, at_features: Tenso
         for part in at_features.split(_BLOCK)
     ]
     return torch.cat(parts)[: len(at_features)]
+
+
+def tangential(at_features: Tensor, text_features: Tensor) -> Tensor:
+    """`at_features (B, C, D)` without what points along the normalised `text_features (C, D)`, class by class.
+
+    That part goes nowhere: no context changes the length of a normalised vector.
+    """
+    along = (at_features * text_features).sum(dim=-1, keepdim=True)
+    return at_features - along * text_features
+
+
+def gain(text_features: Tensor, context: Tensor) -> float:
+    """How much a gradient shrinks from the text features `(C, D)` to the context, in the mean over directions.
+
+    That is |J| / sqrt(C (D - 1)) in Frobenius norm with J = d T / d ctx, by backward passes of random vectors, which
+    are always the same: a function of the context and the class names alone.
+    """
+    generator = torch.Generator().manual_seed(0)
+    probes = torch.randn(_BLOCK, *text_features.shape, generator=generator).to(text_features)
+    probes = tangential(probes, text_features.detach())
+    through = context_gradients(text_features, context, probes)
+    return float(through.double().norm() / probes.double().norm())
 
 
 def gate_parameters(model: PromptModel) -> dict[str, nn.Parameter]:

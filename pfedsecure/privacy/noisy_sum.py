@@ -8,10 +8,10 @@ of `SampledGaussianSteps`.
 
 How. All numbers become integers before anything is added: one unit is noise_multiplier * clip / 2**13. Each example's
 vector, all parameters together, is scaled to norm `clip` if it is longer, and rounded towards zero, so that its norm is
-at most 2**13 / noise_multiplier units, which is checked in integers. The sum is exact in int64, whatever the order and
-size of the batch, and gets the noise of `pfedsecure.privacy.noise` with a standard deviation of 2**13. Only then it
-becomes a float, a function of what is released. So neither the finite set of floats that a sum can hit nor its low
-bits, the two ways in which a floating-point mechanism betrays what it adds noise to, exist here.
+at most 2**13 / noise_multiplier units, which is checked in integers. The sum is exact, whatever the order and size of
+the batch, and gets the noise of `pfedsecure.privacy.noise` with a standard deviation of 2**13. Only then it becomes a
+float, a function of what is released. So neither the finite set of floats that a sum can hit nor its low bits, the two
+ways in which a floating-point mechanism betrays what it adds noise to, exist here.
 
 | case | what happens |
 |---|---|
@@ -71,14 +71,19 @@ class NoisySum:
                 )
         numbers = [math.prod(vector.shape[1:]) for vector in vectors]
         rows = [vector.detach().reshape(batch, count) for vector, count in zip(vectors, numbers, strict=True)]
-        flat = torch.cat(rows, dim=1).double()
-        norms = flat.norm(dim=1, keepdim=True)
-        finite = norms.isfinite()
+        flat = torch.cat(rows, dim=1)
+        norms = torch.linalg.vector_norm(flat, dim=1, keepdim=True, dtype=torch.float64)
+        flat, odd = flat.double(), ~norms.isfinite()
+        if odd.any():
+            norms.masked_fill_(odd, 1.0)
+            flat.masked_fill_(odd, 0.0)
         scale = torch.minimum(torch.ones_like(norms), self.clip / norms) * (_SHRINK / self.unit)
-        whole = torch.where(finite, flat * scale, 0.0).trunc().long()
+        # Whole numbers in float64: as long as squares add up to less than 2**53, every sum of them is exact.
+        whole = flat.mul_(scale).trunc_()
         longest = int((whole * whole).sum(dim=1).max()) if batch else 0
-        assert longest <= self._largest_square  # the sensitivity, and so the guarantee, rests on it
-        sums = whole.sum(dim=0).split(numbers)
+        if longest > self._largest_square:  # the sensitivity, and so the guarantee, rests on it
+            raise RuntimeError("this machine's floating point is not accurate enough to clip with")
+        sums = whole.sum(dim=0).long().split(numbers)
         return [total.reshape(vector.shape[1:]) for total, vector in zip(sums, vectors, strict=True)]
 
     def noised(self, sums: Sequence[Tensor]) -> list[Tensor]:

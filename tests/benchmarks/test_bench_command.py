@@ -5,7 +5,7 @@ from importlib import import_module
 import click
 import pytest
 from click.testing import CliRunner
-from pfed_benchmarks import BENCHMARKS
+from pfed_benchmarks import BENCHMARKS, module_of
 from pfed_benchmarks.cli import bench
 
 
@@ -15,7 +15,7 @@ def test_the_list_has_every_benchmark() -> None:
 
 @pytest.mark.parametrize("name", BENCHMARKS)
 def test_every_benchmark_is_a_command(name: str) -> None:
-    command = import_module(f"pfed_benchmarks.{name}").command
+    command = import_module(module_of(name)).command
 
     assert isinstance(command, click.Command)
     assert command.name == name

@@ -31,7 +31,7 @@ def test_a_benchmark_is_a_command_with_its_own_options(tmp_path: Path) -> None:
 
     assert result.exit_code == 0, result.output
     assert json.loads(file.read_text()) == {
-        "bench": __name__.rpartition(".")[2],
+        "bench": __name__.rpartition(".")[2].replace("_", "-"),
         "version": pfedsecure.__version__,
         "machine": this_machine().model_dump(),
         "params": {"quick": True, "size": 4},

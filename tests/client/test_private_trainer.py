@@ -20,6 +20,7 @@ from pfed_client.promise import Promise
 from pfed_client.trainer import Trainer
 from pfedsecure.clip.backbone import Backbone, load_backbone
 from pfedsecure.clip.features import FeatureSet
+from pfedsecure.moe.per_sample import gain
 from pfedsecure.plan import Plan
 from pfedsecure.privacy.noise import RoundedGaussian
 from pfedsecure.privacy.noisy_sum import NoisySum
@@ -50,6 +51,7 @@ def plan(mechanism: str, **changes: Any) -> Plan:
         "mixture": {"experts": 2, "gate_width": 16, "gate_heads": 4},
         "privacy": {
             "mechanism": mechanism,
+            "gate": "all",
             "clip": CLIP,
             "batch_size": BATCH,
             "steps": STEPS,
@@ -114,8 +116,10 @@ def by_hand(trainer: PrivateTrainer, data: FeatureSet, the_plan: Plan, entropy: 
     """The oracle: one backward pass for each image, clipping in floats, momentum and schedule written out."""
     start = trainer.new_model()
     network = trainer._network(LocalModel(start.context, start.gate, experts(), 1))
-    gate = list(network.gate.parameters())  # type: ignore[attr-defined]
+    maps = ("W_v", "W_o") if the_plan.privacy.gate == "values" else ("W_q", "W_k", "W_v", "W_o")
+    gate = [p for name, p in network.gate.named_parameters() if name[:3] in maps]  # type: ignore[attr-defined]
     feature_space = the_plan.privacy.mechanism == "feature-space"
+    weight = gain(network.text_features(), network.ctx) if feature_space else 1.0
     velocity = [torch.zeros_like(parameter) for parameter in (network.ctx, *gate)]
     unit = MULTIPLIER * CLIP / 2**13
     for step in range(STEPS):
@@ -128,6 +132,9 @@ def by_hand(trainer: PrivateTrainer, data: FeatureSet, the_plan: Plan, entropy: 
             loss = F.cross_entropy(logits, data.labels[row : row + 1])
             gradients = torch.autograd.grad(loss, [first, *gate], retain_graph=True, allow_unused=True)
             full = [torch.zeros_like(t) if g is None else g for g, t in zip(gradients, (first, *gate), strict=True)]
+            if feature_space:  # in the tangent of the sphere, and weighed
+                unit_features = text_features.detach()
+                full[0] = weight * (full[0] - (full[0] * unit_features).sum(-1, keepdim=True) * unit_features)
             norm = torch.sqrt(sum((g.double() ** 2).sum() for g in full))
             for sums, gradient in zip(total, full, strict=True):
                 sums += gradient.double() * min(1.0, CLIP / float(norm))
@@ -135,20 +142,21 @@ def by_hand(trainer: PrivateTrainer, data: FeatureSet, the_plan: Plan, entropy: 
         parts = torch.from_numpy(noise).split([sums.numel() for sums in total])
         noised = [(s + p.reshape(s.shape)).float() / BATCH for s, p in zip(total, parts, strict=True)]
         if feature_space:
-            noised[0] = torch.autograd.grad(text_features, network.ctx, noised[0])[0]
+            noised[0] = torch.autograd.grad(text_features, network.ctx, noised[0] / weight)[0]
         rates = [0.3 * (1 + np.cos(np.pi * step / STEPS)) / 2] + [0.2] * len(gate)
         with torch.no_grad():
             for number, parameter in enumerate((network.ctx, *gate)):
                 velocity[number] = 0.9 * velocity[number] + noised[number] + 5e-4 * parameter
                 parameter -= rates[number] * velocity[number]
-    names = [name for name, _ in network.gate.named_parameters()]  # type: ignore[attr-defined]
-    arrays = {name: value.detach().numpy() for name, value in zip(names, gate, strict=True)}
+    arrays = {name: p.detach().numpy() for name, p in network.gate.named_parameters()}  # type: ignore[attr-defined]
     return LocalModel(network.ctx.detach().numpy(), arrays, experts(), 1)
 
 
 @pytest.mark.parametrize("mechanism", MECHANISMS)
-def test_a_round_is_what_one_backward_pass_for_each_image_makes(backbone: Backbone, mechanism: str) -> None:
-    the_plan, data = plan(mechanism), images(13, 1)
+@pytest.mark.parametrize("gate", ["values", "all"])
+def test_a_round_is_what_one_backward_pass_for_each_image_makes(backbone: Backbone, mechanism: str, gate: str) -> None:
+    base, data = plan(mechanism), images(13, 1)
+    the_plan = base.model_copy(update={"privacy": base.privacy.model_copy(update={"gate": gate})})
     trainer = make(backbone, the_plan, data, unsafe_entropy=stream(5))
     found, expected = trained(trainer), by_hand(trainer, data, the_plan, stream(5))
     for key, want in expected.tensors.items():

@@ -16,7 +16,7 @@ from pfedsecure.clip.text import ClassTails, TextTower
 from pfedsecure.moe.ensemble import EnsembleModel
 from pfedsecure.moe.gate import Gate
 from pfedsecure.moe.mixture import MixtureModel, PromptModel
-from pfedsecure.moe.per_sample import context_gradients, feature_gradients, gate_parameters
+from pfedsecure.moe.per_sample import context_gradients, feature_gradients, gain, gate_parameters, tangential
 
 REFERENCE = Path(__file__).parents[1] / "reference"
 GATE_WIDTH = 8
@@ -161,3 +161,28 @@ def test_nothing_is_left_behind_in_the_model() -> None:
     model.zero_grad()
     F.cross_entropy(model(features), labels, reduction="sum").backward()
     torch.testing.assert_close(ordinary, model.ctx.grad, atol=1e-5, rtol=1e-4)
+
+
+def test_what_points_along_a_text_feature_goes_nowhere() -> None:
+    model = a_model("prompt", 5, 4, 3, 0)
+    text_features = model.text_features()
+    at_features = torch.randn(6, 4, 32, generator=torch.Generator().manual_seed(1))
+    across = tangential(at_features, text_features.detach())
+    assert float((across * text_features.detach()).sum(dim=-1).abs().max()) < 1e-5
+    assert float(across.norm()) < 0.999 * float(at_features.norm())
+    torch.testing.assert_close(
+        context_gradients(text_features, model.ctx, across),
+        context_gradients(text_features, model.ctx, at_features),
+        atol=1e-4,
+        rtol=1e-3,
+    )
+
+
+def test_the_gain_is_the_mean_shrinking_of_the_jacobian() -> None:
+    model = a_model("prompt", 6, 4, 3, 0)
+    text_features = model.text_features()
+    every = torch.eye(4 * 32).reshape(-1, 4, 32)
+    jacobian = context_gradients(text_features, model.ctx, every).reshape(4 * 32, -1)
+    expected = float(jacobian.norm()) / (4 * 31) ** 0.5
+    assert gain(text_features, model.ctx) == pytest.approx(expected, rel=0.2)
+    assert gain(text_features, model.ctx) == gain(model.text_features(), model.ctx)
