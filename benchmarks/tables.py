@@ -120,7 +120,26 @@ def _percent(rows: list[Row], column: str) -> str:
 
 _WAYS = {"pfedsecure": "ours", "flower": "Flower", "ckks": "CKKS"}
 
+
+def dp_step_table(report: Report) -> str:
+    """The kinds of steps down, with the median of their times and its ratio to that of a step without privacy."""
+    machine, threads = report.machine, report.params["threads"]
+    plain = next(float(str(row["median_ms"])) for row in report.rows if row["way"] == "non-private")
+    lines = [
+        f"{machine.gpu or machine.cpu}, {threads} thread{'s' if threads != 1 else ''}; "
+        f"torch {machine.versions['torch']}; median of {report.params['repeats']} steps.",
+        "",
+        "| step | ms | over non-private |",
+        "|---|---|---|",
+    ]
+    for row in report.rows:
+        median = float(str(row["median_ms"]))
+        lines.append(f"| {row['way']} | {median:.0f} | {median / plain:.2f} |")
+    return "\n".join([*lines, "", *_bars(report)])
+
+
 _TABLES: dict[str, Callable[[Report], str]] = {
+    "dp-step": dp_step_table,
     "experts": experts_table,
     "federation": federation_table,
     "matching": lambda report: "\n".join([matching_table(report), *_bars(report)]),

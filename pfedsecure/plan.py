@@ -94,11 +94,8 @@ class PrivacyPlan(_Section):
     Epsilon is not here: each client has its own.
     """
 
-    mechanism: Literal["per-sample", "feature-space"] = "per-sample"
-    """What is clipped and noised, with the gate's gradient: that of the prompt, or that of its text features."""
-    gate: Literal["values", "all"] = "values"
-    """Which maps of the gate are trained: W_v and W_o, or all; others stay as they were drawn. Of W_q and W_k, which
-    choose between experts that are much the same, gradients are small and the noise is not."""
+    mechanism: Literal["feature-space", "per-sample"] = "feature-space"
+    """What is clipped and noised, with the gate's gradient: that of the text features, or that of the prompt."""
     clip: Positive = 0.3
     """Norm that what one image contributes to a step, prompt and gate together, is clipped to."""
     batch_size: Annotated[int, Field(ge=1)] = 32

@@ -44,8 +44,6 @@ from pfedsecure.privacy.optimizer import ExactNoiseOptimizer
 from pfedsecure.privacy.poisson import poisson_sample
 from pfedsecure.secagg.entropy import Entropy
 
-GATE_MAPS = {"values": ("W_v", "W_o"), "all": ("W_q", "W_k", "W_v", "W_o")}
-
 
 class PrivateTrainer(Trainer):
     """A `Trainer` whose models keep a promise.
@@ -110,8 +108,7 @@ class PrivateStep:
         self._network = network
         self._settings = plan.privacy
         self._noisy_sum = noisy_sum
-        maps = GATE_MAPS[self._settings.gate]
-        self._gate = {name: value for name, value in gate_parameters(network).items() if name.split(".")[0] in maps}
+        self._gate = gate_parameters(network)
         groups = [{"params": [network.ctx], "lr": self._settings.prompt_lr}]
         if self._gate:
             groups.append({"params": list(self._gate.values()), "lr": self._settings.gate_lr})
@@ -125,7 +122,7 @@ class PrivateStep:
     def step(self, features: Tensor, labels: Tensor) -> float:
         """On a batch `(B, D)`, `(B,)`, B >= 0. Returns its mean loss; 0 for an empty one."""
         text_features = self._network.text_features()
-        gradients = feature_gradients(self._network, text_features, features, labels, self._gate)
+        gradients = feature_gradients(self._network, text_features, features, labels)
         self._release(text_features, gradients, len(labels))
         return float(gradients.losses.mean()) if len(labels) else 0.0
 

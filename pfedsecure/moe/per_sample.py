@@ -10,7 +10,6 @@ Symbols: B images, C classes, D embedding width, n x d context.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -49,24 +48,14 @@ class _AtFeatures(nn.Module):
         return self.model.logits(features, text_features)
 
 
-def feature_gradients(
-    model: PromptModel,
-    text_features: Tensor,
-    features: Tensor,
-    labels: Tensor,
-    gate: Mapping[str, nn.Parameter] | None = None,
-) -> FeatureGradients:
-    """Of normalised image `features (B, D)` and `labels (B,)`, at `text_features (C, D)`; B may be 0.
-
-    `gate`: those of its parameters that gradients are wanted of, by default all.
-    """
+def feature_gradients(model: PromptModel, text_features: Tensor, features: Tensor, labels: Tensor) -> FeatureGradients:
+    """Of normalised image `features (B, D)` and `labels (B,)`, at `text_features (C, D)`; B may be 0."""
     text_features = text_features.detach()
-    wanted = gate_parameters(model) if gate is None else gate
-    parameters = {name: parameter.detach() for name, parameter in wanted.items()}
+    parameters = {name: parameter.detach() for name, parameter in gate_parameters(model).items()}
     behind = _AtFeatures(model)
 
-    def loss(at: Tensor, of_gate: dict[str, Tensor], image: Tensor, label: Tensor) -> Tensor:
-        named = {f"model.gate.{name}": value for name, value in of_gate.items()}
+    def loss(at: Tensor, gate: dict[str, Tensor], image: Tensor, label: Tensor) -> Tensor:
+        named = {f"model.gate.{name}": value for name, value in gate.items()}
         logits: Tensor = functional_call(behind, named, (image[None], at))
         return F.cross_entropy(logits, label[None])
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import torch
-from pfed_benchmarks.contract import Row
+from pfed_benchmarks.contract import Outcome, Report, Row
 from pfed_benchmarks.dp_step import CLASSES, bars, steps_of
+from pfed_benchmarks.tables import table_of
 
 from pfedsecure.clip.backbone import load_backbone
 from pfedsecure.plan import Plan
@@ -32,3 +33,16 @@ def test_every_step_can_be_taken() -> None:
     assert list(steps) == ["non-private", "feature-space", "per-sample"]
     for step in steps.values():
         step()
+
+
+def test_the_table_has_the_ratios() -> None:
+    rows: list[Row] = [
+        {"way": "non-private", "median_ms": 200.0, "least_ms": 1.0},
+        {"way": "feature-space", "median_ms": 250.0, "least_ms": 1.0},
+        {"way": "per-sample", "median_ms": 2000.0, "least_ms": 1.0},
+    ]
+    outcome = Outcome(params={"threads": 1, "repeats": 3}, rows=rows, bars=bars(rows))
+    table = table_of(Report.of("dp-step", outcome))
+    assert "1 thread; torch" in table
+    assert "| per-sample | 2000 | 10.00 |" in table
+    assert "`feature_space_over_nonprivate`: 1.25" in table
