@@ -44,6 +44,10 @@ from pfedsecure.privacy.optimizer import ExactNoiseOptimizer
 from pfedsecure.privacy.poisson import poisson_sample
 from pfedsecure.secagg.entropy import Entropy
 
+_LOUD = 1 / 16
+"""Noise of a step, over the clip and for each expected image: learning rates are for so much, and with more of it they
+are smaller in proportion, so that noise moves a model no farther. About what epsilon 8 takes on the demo."""
+
 
 class PrivateTrainer(Trainer):
     """A `Trainer` whose models keep a promise.
@@ -109,15 +113,17 @@ class PrivateStep:
         self._settings = plan.privacy
         self._noisy_sum = noisy_sum
         self._gate = gate_parameters(network)
-        groups = [{"params": [network.ctx], "lr": self._settings.prompt_lr}]
+        caution = min(1.0, _LOUD * self._settings.batch_size / noisy_sum.noise_multiplier)
+        self._prompt_lr = caution * self._settings.prompt_lr
+        groups = [{"params": [network.ctx], "lr": self._prompt_lr}]
         if self._gate:
-            groups.append({"params": list(self._gate.values()), "lr": self._settings.gate_lr})
+            groups.append({"params": list(self._gate.values()), "lr": caution * self._settings.gate_lr})
         training = plan.training
         self._sgd = torch.optim.SGD(groups, momentum=training.momentum, weight_decay=training.weight_decay)
 
     def set_progress(self, share: float) -> None:
         """Learning rates for a step that comes after `share` of the round's: cosine, as without privacy."""
-        self._sgd.param_groups[0]["lr"] = cosine(self._settings.prompt_lr, share, 1)
+        self._sgd.param_groups[0]["lr"] = cosine(self._prompt_lr, share, 1)
 
     def step(self, features: Tensor, labels: Tensor) -> float:
         """On a batch `(B, D)`, `(B,)`, B >= 0. Returns its mean loss; 0 for an empty one."""
@@ -162,6 +168,10 @@ class FeatureSpaceStep(PrivateStep):
         super().__init__(network, plan, noisy_sum)
         text_features = network.text_features()
         self._weight = gain(text_features, network.ctx)
+        # The tower may come to shrink gradients several times less than at the start: noise must not grow with it.
+        # This is how long the noise alone would be at the start, all of it.
+        noise = noisy_sum.noise_multiplier * noisy_sum.clip / plan.privacy.batch_size
+        self._longest = noise * math.sqrt(text_features.numel())
         # Stands for the text features: a parameter of their shape, so that Opacus' optimiser can hold its gradient.
         self._features = torch.nn.Parameter(torch.zeros_like(text_features))
         self._optimizer = self._noised(torch.optim.SGD([self._features, *self._gate.values()], lr=0.0))
@@ -175,6 +185,7 @@ class FeatureSpaceStep(PrivateStep):
         context = self._network.ctx
         noised = self._features.grad
         assert noised is not None
-        (context.grad,) = torch.autograd.grad(text_features, context, noised / self._weight)
+        (gradient,) = torch.autograd.grad(text_features, context, noised / self._weight)
+        context.grad = gradient * torch.clamp(self._longest / gradient.norm(), max=1.0)
         self._sgd.step()
         self._optimizer.zero_grad()

@@ -312,6 +312,21 @@ def test_commands_on_what_is_not_there(home: Path, tmp_path: Path) -> None:
         assert pfed_client(*command).exit_code == 2
 
 
+def test_privacy_that_makes_no_sense(home: Path) -> None:
+    for value in ("0", "-1", "inf", "nan"):
+        result = pfed_client("--dp-epsilon", value)
+        assert result.exit_code == 2
+        assert "not over 0 and finite" in result.stderr
+    for options, message in (
+        (["--dp-delta", "1e-6"], "--dp-delta goes with --dp-epsilon"),
+        (["--dp-epsilon", "8", "--dp-delta", "1"], "--dp-delta"),
+        (["--dp-epsilon", "8", "--share-metrics"], "--share-metrics does not go with --dp-epsilon"),
+    ):
+        result = pfed_client("--name", "client-9", *options)
+        assert result.exit_code == 2
+        assert message in result.stderr
+
+
 def test_options_of_joining_before_a_command_are_not_ignored(home: Path) -> None:
     result = pfed_client("--name", "x", "evaluate")
     assert result.exit_code == 2
@@ -319,6 +334,11 @@ def test_options_of_joining_before_a_command_are_not_ignored(home: Path) -> None
 
 
 MISTAKES: dict[str, tuple[list[str], int, str]] = {
+    "privacy afterwards": (
+        ["--state", "state/clients/client-1", "--dp-epsilon", "8"],
+        60,
+        "holds a model that was trained without differential privacy",
+    ),
     "no such plan": (["--plan", "no.toml"], 10, "no.toml: cannot read the plan"),
     "no such identity": (["--identity", "nobody"], 40, "nobody holds no identity"),
     "another's identity": (

@@ -141,7 +141,10 @@ def by_hand(trainer: PrivateTrainer, data: FeatureSet, the_plan: Plan, entropy: 
         noised = [(s + p.reshape(s.shape)).float() / BATCH for s, p in zip(total, parts, strict=True)]
         if feature_space:
             noised[0] = torch.autograd.grad(text_features, network.ctx, noised[0] / weight)[0]
-        rates = [0.3 * (1 + np.cos(np.pi * step / STEPS)) / 2] + [0.2] * len(gate)
+            longest = MULTIPLIER * CLIP / BATCH * text_features.numel() ** 0.5
+            noised[0] *= min(1.0, longest / float(noised[0].norm()))
+        caution = min(1.0, BATCH / (16 * MULTIPLIER))
+        rates = [caution * 0.3 * (1 + np.cos(np.pi * step / STEPS)) / 2] + [caution * 0.2] * len(gate)
         with torch.no_grad():
             for number, parameter in enumerate((network.ctx, *gate)):
                 velocity[number] = 0.9 * velocity[number] + noised[number] + 5e-4 * parameter
