@@ -56,6 +56,7 @@ def privacy(state: ClientState, settings: Settings, plan: Plan, n_train: int) ->
             settings.dp_delta,
             n_train,
             lambda epsilon, delta: LoggedBudget(state.releases, epsilon, delta),
+            spent=state.releases.read(),
         )
         state.promise.write(made)
     if (made.rounds, made.steps) != (plan.rounds.count, plan.privacy.steps):

@@ -11,7 +11,7 @@ a release that would use the whole budget, so that it takes a hundredth of what 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Annotated
 
@@ -24,7 +24,7 @@ from pfedsecure.privacy.accountant import MAX_NOISE_MULTIPLIER, noise_multiplier
 from pfedsecure.privacy.accountant import epsilon as total_epsilon
 from pfedsecure.privacy.budget import Budget
 from pfedsecure.privacy.calibration import analytic_sigma
-from pfedsecure.privacy.events import GaussianRelease, SampledGaussianSteps
+from pfedsecure.privacy.events import Event, GaussianRelease, SampledGaussianSteps
 from pfedsecure.privacy.noise import RoundedGaussian
 from pfedsecure.secagg.entropy import Entropy
 
@@ -74,18 +74,21 @@ def promise(
     delta: float | None,
     n_train: int,
     budget: Callable[[float, float], Budget],
+    spent: Iterable[Event] = (),
     entropy: Entropy = os.urandom,
 ) -> Promise:
     """Solve for the noise of a federation with `plan`, of a client with `n_train` training images.
 
-    `budget(epsilon, delta)` is asked for the release of the noised number of images. Raises BudgetTooSmall, which says
+    `budget(epsilon, delta)` is asked for the release of the noised number of images. `spent`: what was released of the
+    same images before, say by an attempt to join that came to nothing; it counts. Raises BudgetTooSmall, which says
     what is possible, and BudgetExhausted; in the first case the noised number may have been drawn, but nobody saw it.
     """
     settings = plan.privacy
     rounds, steps = plan.rounds.count, settings.steps
     asked = DEFAULT_DELTA if delta is None else delta
+    spent = list(spent)
     released = GaussianRelease(SIZE, 0, _size_noise(epsilon, asked))
-    if (least := total_epsilon([released], asked)) > epsilon:
+    if (least := total_epsilon([*spent, released], asked)) > epsilon:
         raise BudgetTooSmall(
             f"epsilon {epsilon:g} with delta {asked:g} is too small: it takes well over {least:.1g}; ask for more"
         )
@@ -105,7 +108,7 @@ def promise(
         delta=asked,
         size=size,
         size_noise_multiplier=released.noise_multiplier,
-        noise_multiplier=noise_multiplier(epsilon, asked, rate, rounds * steps, besides=[released]),
+        noise_multiplier=noise_multiplier(epsilon, asked, rate, rounds * steps, besides=[*spent, released]),
         sample_rate=rate,
         steps=steps,
         rounds=rounds,

@@ -111,6 +111,15 @@ def test_a_smaller_epsilon_and_more_rounds_take_more_noise() -> None:
     assert made(150, the_plan=plan(rounds=16), entropy=fixed).noise_multiplier > 1.3 * base
 
 
+def test_what_was_spent_before_counts() -> None:
+    """An attempt to join that came to nothing has drawn the number of images already."""
+    granted = Granted()
+    before = [GaussianRelease(SIZE, 0, 2.0), GaussianRelease(SIZE, 0, 3.0)]
+    it = promise(plan(), 8.0, None, 150, lambda _epsilon, _delta: granted, spent=iter(before))
+    events = [*before, *granted.events, *(it.event(number) for number in range(1, 5))]
+    assert 7.9 < epsilon(events, it.delta) <= 8
+
+
 def test_small_clients_take_every_image_in_every_step() -> None:
     assert made(3).sample_rate == 1
 
