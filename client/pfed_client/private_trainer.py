@@ -44,9 +44,9 @@ from pfedsecure.privacy.optimizer import ExactNoiseOptimizer
 from pfedsecure.privacy.poisson import poisson_sample
 from pfedsecure.secagg.entropy import Entropy
 
-_LOUD = 1 / 16
+_LOUD = 1 / 12
 """Noise of a step, over the clip and for each expected image: learning rates are for so much, and with more of it they
-are smaller in proportion, so that noise moves a model no farther. About what epsilon 8 takes on the demo."""
+are smaller in proportion, so that noise moves a model no farther. Epsilon 8 takes a little less on the demo."""
 
 
 class PrivateTrainer(Trainer):
