@@ -44,9 +44,10 @@ from pfedsecure.privacy.optimizer import ExactNoiseOptimizer
 from pfedsecure.privacy.poisson import poisson_sample
 from pfedsecure.secagg.entropy import Entropy
 
-_LOUD = 1 / 12
-"""Noise of a step, over the clip and for each expected image: learning rates are for so much, and with more of it they
-are smaller in proportion, so that noise moves a model no farther. Epsilon 8 takes a little less on the demo."""
+_LOUD = 1 / 13
+"""Noise of a step, over the clip and for each expected image: the plan's learning rates are for so much, a little more
+than epsilon 8 takes on the demo. With x times as much they are smaller by x^1.5: in proportion noise would move a model
+as far as ever, and on the demo that was too far."""
 
 
 class PrivateTrainer(Trainer):
@@ -113,7 +114,7 @@ class PrivateStep:
         self._settings = plan.privacy
         self._noisy_sum = noisy_sum
         self._gate = gate_parameters(network)
-        caution = min(1.0, _LOUD * self._settings.batch_size / noisy_sum.noise_multiplier)
+        caution = min(1.0, _LOUD * self._settings.batch_size / noisy_sum.noise_multiplier) ** 1.5
         self._prompt_lr = caution * self._settings.prompt_lr
         groups = [{"params": [network.ctx], "lr": self._prompt_lr}]
         if self._gate:

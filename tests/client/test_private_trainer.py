@@ -143,7 +143,7 @@ def by_hand(trainer: PrivateTrainer, data: FeatureSet, the_plan: Plan, entropy: 
             noised[0] = torch.autograd.grad(text_features, network.ctx, noised[0] / weight)[0]
             longest = MULTIPLIER * CLIP / BATCH * text_features.numel() ** 0.5
             noised[0] *= min(1.0, longest / float(noised[0].norm()))
-        caution = min(1.0, BATCH / (12 * MULTIPLIER))
+        caution = min(1.0, BATCH / (13 * MULTIPLIER)) ** 1.5
         rates = [caution * 0.3 * (1 + np.cos(np.pi * step / STEPS)) / 2] + [caution * 0.2] * len(gate)
         with torch.no_grad():
             for number, parameter in enumerate((network.ctx, *gate)):
