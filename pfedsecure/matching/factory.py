@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from concurrent.futures import Executor
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -62,8 +63,13 @@ def client_matching(
             return HeClientMatching(sketcher(plan, initial), secrets, kept, release)
 
 
-def server_matching(plan: Plan, shape: tuple[int, int], executor: Executor | None = None) -> ServerMatching:
-    """The server's side for contexts of `shape (n, d)`. `executor` runs what takes long; by default processes do."""
+def server_matching(
+    plan: Plan, shape: tuple[int, int], executor: Executor | None = None, scratch: Path | None = None
+) -> ServerMatching:
+    """The server's side for contexts of `shape (n, d)`. `executor` runs what takes long; by default processes do.
+
+    `scratch` is a folder that matching may empty and fill; by default a temporary one.
+    """
     if not plan.n_experts:
         return LotServerMatching(plan.seed)
     matching = plan.matching
@@ -76,7 +82,7 @@ def server_matching(plan: Plan, shape: tuple[int, int], executor: Executor | Non
             assert matching.epsilon is not None  # says the plan
             return DpServerMatching(matching.dimension, noise_multiplier(matching.epsilon, matching.delta))
         case "he":
-            return HeServerMatching(matching.dimension, executor)
+            return HeServerMatching(matching.dimension, executor, scratch)
 
 
 def sketcher(plan: Plan, initial: NDArray[np.float32]) -> Sketcher:

@@ -108,7 +108,7 @@ def main(
             'for "plain"'
         )
     with closing(SqlStore.open(state, plan)) as store:
-        coordinator = Coordinator(plan, store, context_shape=shape, authority=authority)
+        coordinator = Coordinator(plan, store, context_shape=shape, authority=authority, scratch=state / "matching")
         _introduce(plan, plan_file, state, insecure)
         asyncio.run(run(coordinator, listen, identity, exit_when_finished=exit_when_finished))
 

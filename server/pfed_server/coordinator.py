@@ -19,6 +19,7 @@ from concurrent.futures import Executor
 from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
+from pathlib import Path
 
 from cryptography import x509
 
@@ -49,7 +50,8 @@ _logger = logging.getLogger(__name__)
 class Coordinator:
     """One federation's server, without a transport. `context_shape (n, d)` is that of the plan's prompt.
 
-    `authority` certifies the clients. `executor` runs what takes long of matching, by default processes of its own.
+    `authority` certifies the clients. `executor` runs what takes long of matching, by default processes of its own;
+    `scratch` is a folder that matching may empty and fill, by default a temporary one.
     Raises ProtectionUnavailable when the plan asks for what cannot be had without.
     """
 
@@ -62,6 +64,7 @@ class Coordinator:
         authority: x509.Certificate | None = None,
         clock: Clock | None = None,
         executor: Executor | None = None,
+        scratch: Path | None = None,
     ) -> None:
         self._plan = plan
         self._store = store
@@ -69,7 +72,7 @@ class Coordinator:
         aggregation = server_aggregation(plan, context_shape, authority)
         self._federation = Federation(plan, store, aggregation, clock or SystemClock())
         self._aggregating = Aggregating(self._federation)
-        self._lending = Lending(self._federation, context_shape, executor)
+        self._lending = Lending(self._federation, context_shape, executor, scratch)
         self._know_the_end: set[str] = set()
 
     async def start(self) -> None:

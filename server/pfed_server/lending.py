@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from functools import partial
+from pathlib import Path
 from typing import TypeVar
 
 from pfed_server.federation import Federation
@@ -40,11 +41,17 @@ _logger = logging.getLogger(__name__)
 class Lending:
     """The calls of `federation`'s members about experts; callers have proved to be members."""
 
-    def __init__(self, federation: Federation, context_shape: tuple[int, int], executor: Executor | None) -> None:
+    def __init__(
+        self,
+        federation: Federation,
+        context_shape: tuple[int, int],
+        executor: Executor | None,
+        scratch: Path | None,
+    ) -> None:
         self._federation = federation
         self._n_experts = federation.plan.n_experts
         self._experts = server_experts(federation.plan, context_shape)
-        self._matching = server_matching(federation.plan, context_shape, executor)
+        self._matching = server_matching(federation.plan, context_shape, executor, scratch)
         self.max_publication_bytes = self._experts.max_bytes + self._matching.max_sketch_bytes + OVERHEAD_BYTES
         self.max_setup_bytes = self._matching.max_setup_bytes
         self._threads = ThreadPoolExecutor(MATCHES_AT_ONCE, thread_name_prefix="matching")

@@ -43,17 +43,21 @@ _Submit = Callable[[bytes, Sequence[work.BlockFile], Path], list[tuple[bytes, by
 
 
 class HeServerMatching:
-    """The server's side for sketches of `dimension` numbers. `executor` runs what takes long; by default processes."""
+    """The server's side for sketches of `dimension` numbers. `executor` runs what takes long; by default processes.
+
+    `scratch` is a folder of its own for blocks and keys, whose content is made anew; by default a temporary one, which
+    stays behind when the server is killed.
+    """
 
     one_query = True
     max_sketch_bytes = SEED_BYTES + BODY_BYTES + _FRAMING_BYTES
     max_setup_bytes = MAX_SETUP_BYTES
 
-    def __init__(self, dimension: int, executor: Executor | None = None) -> None:
+    def __init__(self, dimension: int, executor: Executor | None = None, scratch: Path | None = None) -> None:
         self._layout = Layout(dimension)
         self._given = executor
         self._made: ProcessPoolExecutor | None = None
-        self._folder = Path(tempfile.mkdtemp(prefix="pfed-matching-"))
+        self._folder = _emptied(scratch) if scratch else Path(tempfile.mkdtemp(prefix="pfed-matching-"))
         self._epochs: dict[int, EpochPool] = {}
         self._last: HeMatchIndex | None = None
         self._lock = threading.Lock()
@@ -206,6 +210,12 @@ class HeMatchIndex:
             raise MessageRejected(f"{asker} has had no answer that could be wrong about itself")
         for epoch in epochs:
             self.complaining[epoch].add(asker)
+
+
+def _emptied(folder: Path) -> Path:
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(mode=0o700, parents=True)
+    return folder
 
 
 def _read_setup(setup: bytes) -> EvaluationKeys:

@@ -126,6 +126,17 @@ def test_files_of_rounds_long_over_are_gone(server: Any, client: HeClientMatchin
     assert not folder.exists()
 
 
+def test_what_a_killed_server_left_behind_is_gone(executor: Executor, keys_of: Any, tmp_path: Path) -> None:
+    """In a folder that it is given: nobody else may read it, and nothing in it is taken for what it was."""
+    HeServerMatching(M, executor, tmp_path / "scratch").install(1, keys_of(M))
+    (left,) = (tmp_path / "scratch").iterdir()
+    server = HeServerMatching(M, executor, tmp_path / "scratch")
+    assert not left.exists()
+    assert (tmp_path / "scratch").stat().st_mode & 0o777 == 0o700
+    server.close()
+    assert not (tmp_path / "scratch").exists()
+
+
 def test_an_epoch_that_is_forgotten_leaves_nothing(server: Any, client: HeClientMatching) -> None:
     index, query = server.index([entry(client, "c0", 1)]), client.query(context_of(1), 1, 2)
     server.forget(1)
