@@ -59,6 +59,11 @@ def privacy(state: ClientState, settings: Settings, plan: Plan, n_train: int) ->
             spent=state.releases.read(),
         )
         state.promise.write(made)
+    elif made.size_event not in state.releases.read():
+        raise StateError(
+            f"{state.folder}: releases.jsonl is gone or was changed, and what was released can no longer be added up; "
+            "restore it, or ask the server's operator, then start with another --state"
+        )
     if (made.rounds, made.steps) != (plan.rounds.count, plan.privacy.steps):
         raise StateError(
             f"{state.folder}: this client's promise is for another plan, of {made.rounds} rounds of {made.steps} "

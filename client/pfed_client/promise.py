@@ -61,6 +61,11 @@ class Promise(BaseModel):
         """What training in one round releases."""
         return SampledGaussianSteps(TRAINING, round_number, self.noise_multiplier, self.sample_rate, self.steps)
 
+    @property
+    def size_event(self) -> GaussianRelease:
+        """The release of the number of images, which every promise begins with."""
+        return GaussianRelease(SIZE, 0, self.size_noise_multiplier)
+
     def in_words(self) -> str:
         """For the user."""
         return (

@@ -257,6 +257,15 @@ def test_the_promise_is_made_once_and_kept(state: ClientState) -> None:
         privacy(state, asked, other, 100)
 
 
+def test_a_promise_without_what_was_released_for_it_is_refused(state: ClientState) -> None:
+    """Deleting the list of releases does not fill the budget up again."""
+    asked = settings(dp_epsilon=4.0)
+    assert privacy(state, asked, PLAN, 100) is not None
+    (state.folder / "releases.jsonl").unlink()
+    with pytest.raises(StateError, match="is gone or was changed"):
+        privacy(state, asked, PLAN, 100)
+
+
 def test_another_promise_is_refused(state: ClientState) -> None:
     state.promise.write(PROMISE)
     check_privacy(state, settings(dp_epsilon=8.0))
