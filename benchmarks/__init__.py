@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 BENCHMARKS = {
+    "audit": "What an attack on published prompts says about epsilon, from below",
     "dp-step": "A step with differential privacy, by either mechanism, against one without",
     "experts": "Whose experts to borrow, how many, in which form, against the gate alone",
     "federation": "pFedMoAP against its baselines on photographs, 10 to 20 clients",

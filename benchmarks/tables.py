@@ -138,7 +138,25 @@ def dp_step_table(report: Report) -> str:
     return "\n".join([*lines, "", *_bars(report)])
 
 
+def audit_table(report: Report) -> str:
+    """Kinds of audit down, with the guesses that were right and the bound, of each run."""
+    lines = [
+        "| audit | setting | epsilon | right guesses | epsilon is at least |",
+        "|---|---|---|---|---|",
+    ]
+    runs: dict[tuple[str, str, str], list[Row]] = {}
+    for row in report.rows:
+        epsilon = "without privacy" if row["epsilon"] is None else f"{row['epsilon']:g}"
+        runs.setdefault((str(row["audit"]), str(row["setting"]), epsilon), []).append(row)
+    for key, found in runs.items():
+        right = ", ".join(f"{row['right']} of {row['guesses']}" for row in found)
+        bounds = ", ".join(f"{float(str(row['bound'])):.2f}" for row in found)
+        lines.append(f"| {' | '.join(key)} | {right} | {bounds} |")
+    return "\n".join([*lines, "", *_bars(report)])
+
+
 _TABLES: dict[str, Callable[[Report], str]] = {
+    "audit": audit_table,
     "dp-step": dp_step_table,
     "experts": experts_table,
     "federation": federation_table,

@@ -81,7 +81,7 @@ class PrivateTrainer(Trainer):
     ) -> tuple[LocalModel, RoundReport]:
         """As `Trainer.train_round`, but no two calls give the same model: each is a release that is to be paid for."""
         promise, settings = self._promise, self._plan.privacy
-        network = self._network(LocalModel(start, model.gate, experts, round_number))
+        network = self.network(LocalModel(start, model.gate, experts, round_number))
         step_by = FeatureSpaceStep if settings.mechanism == "feature-space" else PerSampleStep
         noisy_sum = NoisySum(settings.clip, promise.noise_multiplier, unsafe_entropy=self._entropy)
         stepper = step_by(network, self._plan, noisy_sum)

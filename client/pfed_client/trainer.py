@@ -99,7 +99,7 @@ class Trainer:
         """
         training = self._plan.training
         candidate = LocalModel(context=start, gate=model.gate, experts=experts, trained_round=round_number)
-        network = self._network(candidate)
+        network = self.network(candidate)
         optimizers = make_optimizers(network, training)
         generator = torch.Generator().manual_seed(derive_seed(self._plan.seed, self._name, "batches", round_number))
         steps_per_epoch = math.ceil(len(self._train) / training.batch_size)
@@ -136,19 +136,19 @@ class Trainer:
 
     def lent(self, model: LocalModel) -> Array:
         """What peers get of `model`: its context `(n, d)`, in an ensemble with its gate's output, `(n + r, d)`."""
-        network = self._network(model)
+        network = self.network(model)
         if not isinstance(network, EnsembleModel):
             return model.context
         return lend(self._plan, model.context, network.gate_output().cpu().numpy())
 
     def evaluate(self, model: LocalModel) -> float:
         """Accuracy in [0, 1] on the client's own test images, over all classes of the plan."""
-        return self._accuracy(self._network(model))
+        return self._accuracy(self.network(model))
 
     @torch.no_grad()
     def predict(self, model: LocalModel, features: Tensor) -> Tensor:
         """Class probabilities `(B, C)` of normalised image features `(B, D)`."""
-        probabilities: Tensor = self._network(model).predict(features.to(self._backbone.device)).softmax(dim=1)
+        probabilities: Tensor = self.network(model).predict(features.to(self._backbone.device)).softmax(dim=1)
         return probabilities.cpu()
 
     def explain(self, model: LocalModel, features: Tensor) -> Tensor | None:
@@ -156,7 +156,7 @@ class Trainer:
 
         None where the model predicts with its prompt alone.
         """
-        network = self._network(model)
+        network = self.network(model)
         if not isinstance(network, MixtureModel):
             return None
         return network.expert_weights(features.to(self._backbone.device)).cpu()
@@ -176,7 +176,8 @@ class Trainer:
         mixture = self._plan.mixture
         return Gate(mixture.gate_width, mixture.gate_heads, mixture.attention_scale, generator)
 
-    def _network(self, model: LocalModel) -> PromptModel:
+    def network(self, model: LocalModel) -> PromptModel:
+        """What `model` computes with, to be trained: the mixture, or the prompt alone where there is none yet."""
         tower, device = self._backbone.tower, self._backbone.device
         context = torch.from_numpy(model.context).to(device)
         # With no expert yet the gate has nothing to choose from and would learn to be without: the prompt works alone.

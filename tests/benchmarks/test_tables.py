@@ -133,6 +133,7 @@ def test_a_benchmark_without_a_table_is_named() -> None:
     other = REPORT.model_copy(update={"bench": "other"})
 
     with pytest.raises(
-        click.ClickException, match="other has no table; those that do: dp-step, experts, federation, matching, secagg"
+        click.ClickException,
+        match="other has no table; those that do: audit, dp-step, experts, federation, matching, secagg",
     ):
         table_of(other)

@@ -114,7 +114,7 @@ def same(one: LocalModel, other: LocalModel) -> bool:
 def by_hand(trainer: PrivateTrainer, data: FeatureSet, the_plan: Plan, entropy: Callable[[int], bytes]) -> LocalModel:
     """The oracle: one backward pass for each image, clipping in floats, momentum and schedule written out."""
     start = trainer.new_model()
-    network = trainer._network(LocalModel(start.context, start.gate, experts(), 1))
+    network = trainer.network(LocalModel(start.context, start.gate, experts(), 1))
     gate = list(network.gate.parameters())  # type: ignore[attr-defined]
     feature_space = the_plan.privacy.mechanism == "feature-space"
     weight = gain(network.text_features(), network.ctx) if feature_space else 1.0
