@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import json
-import signal
-import sys
 import time
 from pathlib import Path
-from types import FrameType
 
 import click
 from rich.console import Console
@@ -37,7 +34,6 @@ def demo(n_clients: int, rounds: int | None, out: Path, seed: int | None, fresh:
     personal classifier on the embedded tiny CLIP. At the end the others of a table are computed in this process: the
     model without training, prompts trained alone, one shared prompt, and the gate without borrowed prompts.
     """
-    signal.signal(signal.SIGTERM, _stop)  # so that children are stopped then too
     console = Console()
     started = time.monotonic()
     plan = demo_plan(rounds=rounds, n_clients=n_clients, seed=seed)
@@ -64,7 +60,3 @@ def demo(n_clients: int, rounds: int | None, out: Path, seed: int | None, fresh:
     for sentence in plan.unprotected():
         console.print(f"NOT PROTECTED: {sentence}", soft_wrap=True, highlight=False)
     console.print(f"{summary['seconds']:.0f} s; report: {layout.report_file}", soft_wrap=True, highlight=False)
-
-
-def _stop(number: int, _frame: FrameType | None) -> None:
-    sys.exit(128 + number)

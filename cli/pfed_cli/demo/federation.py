@@ -16,6 +16,7 @@ from dataclasses import dataclass
 
 from rich.console import Console
 
+from pfed_cli.demo.interruption import Interruption
 from pfed_cli.demo.layout import DemoClient, Layout
 from pfed_cli.demo.processes import Children
 from pfed_cli.demo.watching import Snapshot, display
@@ -46,20 +47,22 @@ class FederationResult:
 def run_federation(layout: Layout, plan: Plan, clients: Sequence[DemoClient], console: Console) -> FederationResult:
     """Run the federation to its end.
 
-    Raises ProcessFailed when a process ends with an error; the others are stopped then, as after Ctrl-C.
+    Raises ProcessFailed when a process ends with an error; the others are stopped then, as after Ctrl-C or SIGTERM,
+    which end this as `Interruption` says.
     """
     address = Address("127.0.0.1", _free_port())
     python = [sys.executable, "-m"]
-    with Children(layout.folder) as children:
+    with Interruption() as interruption, Children(layout.folder) as children:
         server = ["pfed_server", "--tls", "--listen", str(address), "--plan", str(layout.plan_file)]
         children.start(SERVER, [*python, *server, "--state", "server"], layout.log(SERVER))
-        _wait_for(address, children)
+        _wait_for(address, children, interruption)
         for client in clients:
+            interruption.check()
             options = ["pfed_client", "--server", str(address), "--name", client.name, "--data", client.data]
             options += ["--state", str(layout.client_state(client.name)), "--plan", str(layout.plan_file)]
             options += ["--threads", "1", "--retry-seconds", str(_RETRY_SECONDS)]
             children.start(client.name, [*python, *options], layout.log(client.name))
-        status = _watch(layout, plan, clients, address, children, console)
+        status = _watch(layout, plan, clients, address, children, interruption, console)
     results = {
         client.name: json.loads((layout.client_state(client.name) / "result.json").read_bytes()) for client in clients
     }
@@ -77,6 +80,7 @@ def _watch(
     clients: Sequence[DemoClient],
     address: Address,
     children: Children,
+    interruption: Interruption,
     console: Console,
 ) -> ops.GetStatusReply:
     """Show what happens until all clients have ended; the server's status then."""
@@ -91,10 +95,10 @@ def _watch(
                 shown.show(Snapshot(status, {client.name: _records(layout, client) for client in clients}))
                 if running == {SERVER}:
                     return status
-            time.sleep(_LOOK_SECONDS)
+            interruption.wait(_LOOK_SECONDS)
 
 
-def _wait_for(address: Address, children: Children) -> None:
+def _wait_for(address: Address, children: Children, interruption: Interruption) -> None:
     """Return when somebody listens at `address`: the server, or one that `check` finds to have failed."""
     until = time.monotonic() + _START_SECONDS
     while children.check() and time.monotonic() < until:
@@ -102,7 +106,7 @@ def _wait_for(address: Address, children: Children) -> None:
             socket.create_connection(address, timeout=1).close()
             return
         except OSError:
-            time.sleep(0.1)
+            interruption.wait(0.1)
     raise ServerUnreachable(f"the server did not listen at {address} within {_START_SECONDS:g} s")
 
 
