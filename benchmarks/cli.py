@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from pathlib import Path
 
 import click
@@ -13,6 +14,12 @@ from .contract import Report
 from .tables import replace_table, table_of
 
 _COMMANDS = {name: LazyCommand(module_of(name), "command", summary) for name, summary in BENCHMARKS.items()}
+
+_PICTURES = {
+    "experts": (".experts_plot", "plot_experts"),
+    "privacy-utility": (".privacy_report", "write_plot"),
+}
+"""Module and function of each; matplotlib takes a while to import."""
 
 
 @click.group(cls=LazyGroup, lazy=_COMMANDS, invoke_without_command=True)
@@ -56,11 +63,10 @@ def bench_table(files: tuple[Path, ...], into: Path | None) -> None:
     help="Where the picture goes.",
 )
 def bench_plot(file: Path, into: Path) -> None:
-    """The picture of FILE, which `pfed bench experts` wrote."""
+    """The picture of FILE, which `pfed bench experts` or `pfed bench privacy-utility` wrote."""
     report = Report.read(file)
-    if report.bench != "experts":
-        raise click.ClickException(f"benchmark {report.bench} has no picture; experts has")
-    from .experts_plot import plot_experts  # matplotlib takes a while to import
-
-    plot_experts(report, into)
+    if report.bench not in _PICTURES:
+        raise click.ClickException(f"benchmark {report.bench} has no picture; {' and '.join(_PICTURES)} have")
+    module, function = _PICTURES[report.bench]
+    getattr(import_module(module, __package__), function)(report, into)
     click.echo(f"picture of {report.bench} in {into}")

@@ -15,6 +15,7 @@ from pfed_cli.methods import TITLES
 from .contract import Bar, Report, Row
 from .expert_tables import experts_table
 from .matching_table import matching_table
+from .privacy_tables import privacy_table
 
 
 def table_of(report: Report) -> str:
@@ -161,5 +162,6 @@ _TABLES: dict[str, Callable[[Report], str]] = {
     "experts": experts_table,
     "federation": federation_table,
     "matching": lambda report: "\n".join([matching_table(report), *_bars(report)]),
+    "privacy-utility": privacy_table,
     "secagg": secagg_table,
 }

@@ -12,7 +12,7 @@ import asyncio
 import os
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -24,8 +24,9 @@ from pfed_cli.in_process import InProcessApi
 from pfed_client.agreement import agree
 from pfed_client.local_model import LocalModel
 from pfed_client.metrics import RoundRecord
+from pfed_client.privacy import Privacy, privacy
 from pfed_client.session import Session
-from pfed_client.state import ClientState, model_owner
+from pfed_client.state import ClientState, Settings, model_owner
 from pfed_client.trainer import Trainer
 from pfed_server.coordinator import Coordinator
 from pfed_server.sql_store import SqlStore
@@ -78,6 +79,48 @@ class SimulationResult:
         return fmean(self.accuracies.values())
 
 
+Prepare = Callable[[SimulatedClient, ClientState], tuple[Trainer, Privacy | None]]
+"""What a client trains with, and what it promised where it did: made once, before it joins, in its own state."""
+
+
+def with_privacy(plan: Plan, backbone: Backbone, epsilon: float, delta: float | None = None) -> Prepare:
+    """Clients started with `--dp-epsilon`, and `--dp-delta` unless that is None.
+
+    Each solves for its own noise, and pays for every round out of a budget in its state, as `pfed-client` does. Raises
+    BudgetTooSmall when it is called.
+    """
+    from pfed_client.private_trainer import PrivateTrainer  # Opacus takes seconds to load
+
+    def prepare(client: SimulatedClient, state: ClientState) -> tuple[Trainer, Privacy | None]:
+        settings = Settings(
+            data=client.name,
+            data_root=Path(),
+            test_fraction=0.5,
+            strict=False,
+            model=None,
+            pretrained=None,
+            backbone_dir=None,
+            precision="fp32",
+            dp_epsilon=epsilon,
+            dp_delta=delta,
+        )
+        made = privacy(state, settings, plan, len(client.train))
+        assert made is not None  # an epsilon was asked for
+        trainer = PrivateTrainer(plan, backbone, client.train, client.test, name=client.name, promise=made.promise)
+        return trainer, made
+
+    return prepare
+
+
+def without_privacy(plan: Plan, backbone: Backbone) -> Prepare:
+    """Clients that promise nothing."""
+
+    def prepare(client: SimulatedClient, state: ClientState) -> tuple[Trainer, Privacy | None]:
+        return Trainer(plan, backbone, client.train, client.test, name=client.name), None
+
+    return prepare
+
+
 class StandingClock:
     """A clock that stands still. Waiting ends with the event only."""
 
@@ -91,8 +134,12 @@ class StandingClock:
         await event.wait()
 
 
-def simulate(plan: Plan, clients: Sequence[SimulatedClient], backbone: Backbone) -> SimulationResult:
+def simulate(
+    plan: Plan, clients: Sequence[SimulatedClient], backbone: Backbone, prepare: Prepare | None = None
+) -> SimulationResult:
     """Run the federation of `plan` among `clients` from the first round to the last.
+
+    `prepare` says what they train with; by default without differential privacy.
 
     Raises PlanError unless the plan waits for all of them before the first round: who takes part in it would be left
     to chance. Otherwise as a real server or client would.
@@ -104,22 +151,32 @@ def simulate(plan: Plan, clients: Sequence[SimulatedClient], backbone: Backbone)
         )
     started = time.monotonic()
     with _scratch_folder() as folder:
-        results = asyncio.run(_Federation(plan, backbone, folder).run(clients))
+        federation = _Federation(plan, backbone, folder, prepare or without_privacy(plan, backbone))
+        results = asyncio.run(federation.run(clients))
     return SimulationResult(results, time.monotonic() - started)
 
 
-def train_alone(plan: Plan, clients: Sequence[SimulatedClient], backbone: Backbone) -> dict[str, float]:
-    """Final accuracy by client when each trains a prompt for itself: as many steps as in the federation of `plan`.
+def train_alone(
+    plan: Plan, clients: Sequence[SimulatedClient], backbone: Backbone, prepare: Prepare | None = None
+) -> dict[str, float]:
+    """Final accuracy by client when each trains for itself: as many steps as in the federation of `plan`.
 
-    Every round starts from the client's own newest prompt; there is no gate. The plan's method must be `promptfl`.
+    Every round starts from the client's own newest prompt. With method `promptfl` a prompt is trained, with K = 0 a
+    gate too; with experts, which nobody lends, it makes no sense. `prepare` as in `simulate`.
     """
+    prepare = prepare or without_privacy(plan, backbone)
     accuracies = {}
-    for client in clients:
-        trainer = Trainer(plan, backbone, client.train, client.test, name=client.name)
-        model = trainer.new_model()
-        for round_number in range(1, plan.rounds.count + 1):
-            model, _ = trainer.train_round(model, model.context, model.experts, round_number)
-        accuracies[client.name] = trainer.evaluate(model)
+    with _scratch_folder() as folder:
+        for client in clients:
+            with ClientState(folder / client.name) as state:
+                trainer, promised = prepare(client, state)
+                model = trainer.new_model()
+                for round_number in range(1, plan.rounds.count + 1):
+                    paid = None if promised is None else promised.reserve(round_number)
+                    model, _ = trainer.train_round(model, model.context, model.experts, round_number)
+                    if paid is not None:
+                        paid.commit()
+            accuracies[client.name] = trainer.evaluate(model)
     return accuracies
 
 
@@ -141,8 +198,9 @@ class _Outcome:
 class _Federation:
     """One simulation under way."""
 
-    def __init__(self, plan: Plan, backbone: Backbone, folder: Path) -> None:
+    def __init__(self, plan: Plan, backbone: Backbone, folder: Path, prepare: Prepare) -> None:
         self._plan = plan
+        self._prepare = prepare
         self._backbone = backbone
         self._folder = folder
         self._store = SqlStore.in_memory(plan)
@@ -183,13 +241,15 @@ class _Federation:
         api = InProcessApi(self._coordinator, peer)
         with ClientState(self._folder / "states" / client.name) as state:
             state.claim(client.name)
+            trainer, promised = self._prepare(client, state)
             session = Session(
                 api,
                 await agree(api, state, self._plan),
                 state,
-                Trainer(self._plan, self._backbone, client.train, client.test, name=client.name),
+                trainer,
                 backbone_digest=self._backbone.digest,
                 identity=identity,
+                privacy=promised,
                 executor=training_thread,
             )
             accuracy = await session.run()

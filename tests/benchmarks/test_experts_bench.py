@@ -112,7 +112,10 @@ def test_table_and_picture_are_made_of_the_file(tmp_path: Path) -> None:
     assert picture.read_bytes().startswith(b"\x89PNG")
     report(ROWS).model_copy(update={"bench": "secagg"}).write(file)
     result = CliRunner().invoke(bench_plot, [str(file), "--into", str(picture)])
-    assert (result.exit_code, result.output) == (1, "Error: benchmark secagg has no picture; experts has\n")
+    assert (result.exit_code, result.output) == (
+        1,
+        "Error: benchmark secagg has no picture; experts and privacy-utility have\n",
+    )
 
 
 @pytest.fixture

@@ -9,12 +9,14 @@ import pytest
 
 from pfed_cli.methods import Method, plan_of
 from pfed_cli.scoring import score
-from pfed_cli.simulation import SimulatedClient, SimulationResult, simulate, train_alone
+from pfed_cli.simulation import SimulatedClient, SimulationResult, simulate, train_alone, with_privacy
+from pfed_client.privacy import Privacy
 from pfed_client.trainer import Trainer
 from pfedsecure.aggregation.secure import parameters
 from pfedsecure.clip.backbone import Backbone
 from pfedsecure.errors import PlanError
 from pfedsecure.plan import Plan
+from pfedsecure.privacy.budget import Reservation
 from pfedsecure.secagg import Encoding
 
 MakePlan = Callable[..., Plan]
@@ -181,3 +183,27 @@ def test_an_ensembles_experts_travel_sealed_as_they_do_plain(
     assert same(sealed, plain)
     (experts,) = {client.model.experts.shape for client in sealed.clients.values()}
     assert experts == (1, 3 + 4, 48)  # 10 classes x 16 numbers behind a prompt of 3 rows of 48
+
+
+def test_private_clients_pay_for_every_round(
+    small_plan: MakePlan, clients: Clients, backbone: Backbone, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each of them, in a federation and alone; and how many images it has is known by a noised number."""
+    plan = small_plan()
+    plan = plan.model_copy(update={"privacy": plan.privacy.model_copy(update={"steps": 2})})
+    paid: list[int] = []
+    reserve = Privacy.reserve
+
+    def counted(self: Privacy, round_number: int) -> Reservation:
+        paid.append(round_number)
+        return reserve(self, round_number)
+
+    monkeypatch.setattr(Privacy, "reserve", counted)
+    every = sorted(number + 1 for number in range(plan.rounds.count) for _ in clients)
+    result = simulate(plan, clients, backbone, with_privacy(plan, backbone, 8.0))
+    assert sorted(paid) == every
+    assert [result.clients[c.name].model.n_train for c in clients] != [len(c.train) for c in clients]
+    paid.clear()
+    alone = plan_of(Method.LOCAL, plan)
+    assert set(train_alone(alone, clients, backbone, with_privacy(alone, backbone, 8.0))) == set(result.clients)
+    assert sorted(paid) == every
