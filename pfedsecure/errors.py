@@ -131,6 +131,12 @@ class BudgetTooSmall(PfedError):
     exit_code = 72
 
 
+class LedgerError(PfedError):
+    """The ledger of what was released of the images is damaged, was changed, or is older than the server knows it."""
+
+    exit_code = 73
+
+
 def by_wire_code(code: str) -> type[PfedError]:
     """The error class that travels as `code`; `PfedError` itself for a code this version does not know."""
     return next((cls for cls in PfedError.__subclasses__() if cls.wire_code() == code), PfedError)

@@ -31,6 +31,9 @@ class InProcessApi(FederationApi):
     async def heartbeat(self, request: fed.HeartbeatRequest) -> fed.HeartbeatReply:
         return await self._coordinator.heartbeat(self._peer, request)
 
+    async def countersign(self, request: fed.CountersignRequest) -> fed.CountersignReply:
+        return await self._coordinator.countersign(self._peer, request)
+
     async def leave(self, request: fed.LeaveRequest) -> fed.LeaveReply:
         return await self._coordinator.leave(self._peer, request)
 

@@ -17,11 +17,14 @@ from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
+from hashlib import sha256
 from pathlib import Path
 from statistics import fmean
 
 from pfed_cli.in_process import InProcessApi
 from pfed_client.agreement import agree
+from pfed_client.ledger.account import Account
 from pfed_client.local_model import LocalModel
 from pfed_client.metrics import RoundRecord
 from pfed_client.privacy import Privacy, privacy
@@ -33,8 +36,8 @@ from pfed_server.sql_store import SqlStore
 from pfedsecure.clip.backbone import Backbone
 from pfedsecure.clip.features import FeatureSet
 from pfedsecure.errors import PlanError
-from pfedsecure.pki.authority import Authority
-from pfedsecure.pki.development import enrol
+from pfedsecure.pki.countersignature import countersign
+from pfedsecure.pki.development import enrol, ensure_development_pki
 from pfedsecure.plan import Plan
 from pfedsecure.wire.peer import Peer
 
@@ -80,7 +83,8 @@ class SimulationResult:
 
 
 Prepare = Callable[[SimulatedClient, ClientState], tuple[Trainer, Privacy | None]]
-"""What a client trains with, and what it promised where it did: made once, before it joins, in its own state."""
+"""What a client trains with, and what it promised where it did: made once, before it joins, in its own state, which is
+pinned to the federation, if there is one."""
 
 
 def with_privacy(plan: Plan, backbone: Backbone, epsilon: float, delta: float | None = None) -> Prepare:
@@ -104,7 +108,11 @@ def with_privacy(plan: Plan, backbone: Backbone, epsilon: float, delta: float | 
             dp_epsilon=epsilon,
             dp_delta=delta,
         )
-        made = privacy(state, settings, plan, len(client.train))
+        images = [sha256(client.name.encode()).digest()]  # features are all that there is of them
+        account = Account(
+            state.folder / "ledgers", images, federation=state.record.federation_id or "", client=client.name
+        )
+        made = privacy(state, settings, plan, len(client.train), account)
         assert made is not None  # an epsilon was asked for
         trainer = PrivateTrainer(plan, backbone, client.train, client.test, name=client.name, promise=made.promise)
         return trainer, made
@@ -169,10 +177,11 @@ def train_alone(
     with _scratch_folder() as folder:
         for client in clients:
             with ClientState(folder / client.name) as state:
+                state.claim(client.name)
                 trainer, promised = prepare(client, state)
                 model = trainer.new_model()
                 for round_number in range(1, plan.rounds.count + 1):
-                    paid = None if promised is None else promised.reserve(round_number)
+                    paid = None if promised is None else promised.budget.reserve(promised.promise.event(round_number))
                     model, _ = trainer.train_round(model, model.context, model.experts, round_number)
                     if paid is not None:
                         paid.commit()
@@ -205,12 +214,13 @@ class _Federation:
         self._folder = folder
         self._store = SqlStore.in_memory(plan)
         self._matching_thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="encrypted matching")
-        authority = Authority.create(folder / "pki" / "authority", "simulation")
+        server = ensure_development_pki(folder / "pki")
         self._coordinator = Coordinator(
             plan,
             self._store,
             context_shape=(plan.prompt.context_length, backbone.tower.width),
-            authority=authority.certificate,
+            authority=server.authority,
+            sign=partial(countersign, server),
             clock=StandingClock(),
             executor=self._matching_thread,
         )
@@ -241,10 +251,12 @@ class _Federation:
         api = InProcessApi(self._coordinator, peer)
         with ClientState(self._folder / "states" / client.name) as state:
             state.claim(client.name)
+            agreement = await agree(api, state, self._plan)
+            state.pin(agreement.plan, agreement.federation_id)
             trainer, promised = self._prepare(client, state)
             session = Session(
                 api,
-                await agree(api, state, self._plan),
+                agreement,
                 state,
                 trainer,
                 backbone_digest=self._backbone.digest,

@@ -12,6 +12,7 @@ import click
 from click.core import ParameterSource
 
 import pfedsecure
+from pfed_client.ledger.place import DEFAULT
 from pfedsecure.console import Address, exit_cleanly, parse_address
 
 _FOLDER = click.Path(file_okay=False, path_type=Path)
@@ -80,6 +81,15 @@ def _checked_epsilon(_ctx: click.Context, _parameter: click.Parameter, epsilon: 
     metavar="D",
     help="With it.  [default: 1e-5, or a tenth of one over the number of images where that is less]",
 )
+@click.option(
+    "--ledger",
+    type=_FOLDER,
+    envvar="PFED_LEDGER",
+    show_envvar=True,
+    metavar="DIR",
+    help="Where it is written what --dp-epsilon has released of which images: one folder for all clients of a machine, "
+    f"in no --state.  [default: {DEFAULT}]",
+)
 @click.version_option(pfedsecure.__version__)
 @click.pass_context
 @exit_cleanly("pfed-client")
@@ -107,6 +117,7 @@ def main(
     quiet: bool,
     dp_epsilon: float | None,
     dp_delta: float | None,
+    ledger: Path | None,
 ) -> None:
     """Take part in a federation: train a prompt on your own images, borrow from others, keep what comes of it.
 
@@ -144,6 +155,7 @@ def main(
         fetch=fetch,
         dp_epsilon=dp_epsilon,
         dp_delta=dp_delta,
+        ledger=ledger,
     )
     with watcher(quiet=quiet) as watch:
         status = take_part(options, watch, warn=lambda sentence: click.echo(f"NOT PROTECTED: {sentence}", err=True))
@@ -199,6 +211,26 @@ def predict(images: tuple[Path, ...], top: int, explain: bool, state: Path | Non
 
 
 @main.command()
+@_state_option
+@_json_option
+@exit_cleanly("pfed-client")
+def budget(state: Path | None, as_json: bool) -> None:
+    """What --dp-epsilon has released of this client's images so far, what it comes to, and what is left.
+
+    Needs no server.
+    """
+    from pfed_client.saved import SavedClient
+
+    client = SavedClient.open(state)
+    promise = client.promise()
+    statement = client.ledgers()
+    from pfed_client.ledger.report import budget_json, budget_lines, budget_report
+
+    report = budget_report(client.name, promise, statement)
+    click.echo(json.dumps(budget_json(report), indent=2) if as_json else "\n".join(budget_lines(report)))
+
+
+@main.command()
 @click.argument("file", type=_FILE)
 @_state_option
 @exit_cleanly("pfed-client")
@@ -223,5 +255,5 @@ def _refuse_options_before(ctx: click.Context, command: str) -> None:
     """Options of joining do nothing for a command: say so instead of ignoring them."""
     for parameter in ctx.command.params:
         name = parameter.name
-        if name is not None and ctx.get_parameter_source(name) is not ParameterSource.DEFAULT:
+        if name is not None and ctx.get_parameter_source(name) is ParameterSource.COMMANDLINE:
             raise click.UsageError(f"{parameter.opts[0]} is of joining; options of {command} stand behind it")

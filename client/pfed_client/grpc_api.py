@@ -111,6 +111,9 @@ class GrpcApi(FederationApi):
     async def heartbeat(self, request: fed.HeartbeatRequest) -> fed.HeartbeatReply:
         return await self._unary(self._federation.Heartbeat, request)
 
+    async def countersign(self, request: fed.CountersignRequest) -> fed.CountersignReply:
+        return await self._unary(self._federation.Countersign, request)
+
     async def leave(self, request: fed.LeaveRequest) -> fed.LeaveReply:
         return await self._unary(self._federation.Leave, request)
 

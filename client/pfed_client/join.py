@@ -15,7 +15,6 @@ import signal
 import threading
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -24,7 +23,9 @@ import numpy as np
 
 from pfed_client.agreement import Agreement, agree
 from pfed_client.grpc_api import GrpcApi
-from pfed_client.privacy import check_privacy, privacy
+from pfed_client.ledger.account import Account
+from pfed_client.ledger.place import DEFAULT as DEFAULT_LEDGER
+from pfed_client.privacy import check_account, check_privacy, privacy
 from pfed_client.progress import Watcher
 from pfed_client.saved import DEFAULT_STATES
 from pfed_client.session import Session
@@ -71,6 +72,7 @@ class JoinOptions:
     fetch: Literal["nearest", "all"] | None
     dp_epsilon: float | None
     dp_delta: float | None
+    ledger: Path | None
 
 
 def take_part(options: JoinOptions, watch: Watcher, warn: Callable[[str], None]) -> int:
@@ -101,7 +103,8 @@ async def _join(
 ) -> None:
     check_privacy(state, settings)
     images = await asyncio.to_thread(open_images, settings.data, strict=settings.strict, root=settings.data_root)
-    fingerprint = await asyncio.to_thread(images.fingerprint)
+    digests = await asyncio.to_thread(images.content_digests)
+    fingerprint = images.fingerprint(digests)
     state.check_data(settings, fingerprint)
     async with GrpcApi(
         options.server,
@@ -118,9 +121,19 @@ async def _join(
         for sentence in agreement.plan.unprotected():
             if settings.dp_epsilon is None or sentence != NO_PRIVACY:
                 warn(sentence)
-        session = await _session(api, agreement, state, identity, settings, images, options, watch)
-        state.remember(settings, fingerprint)
-        await session.run()
+        account = Account(
+            settings.ledger or DEFAULT_LEDGER,
+            digests,
+            federation=agreement.federation_id,
+            client=state.record.name,
+        )
+        with contextlib.ExitStack() as stack:
+            if settings.dp_epsilon is not None:
+                check_account(state, account)  # before a new ledger is made in the place of one that is gone
+                stack.enter_context(account.held())
+            session = await _session(api, agreement, state, identity, settings, images, account, options, watch)
+            state.remember(settings, fingerprint)
+            await session.run()
 
 
 def _require_matching(plan: Plan, wanted: str | None) -> None:
@@ -147,6 +160,7 @@ async def _session(
     identity: Identity | None,
     settings: Settings,
     images: ImageSet,
+    account: Account,
     options: JoinOptions,
     watch: Watcher,
 ) -> Session:
@@ -172,7 +186,7 @@ async def _session(
             images,
             device=options.device,
             cache_dir=state.folder / "features",
-            privacy_of=partial(privacy, state, settings, agreement.plan),
+            privacy_of=lambda n_train: privacy(state, settings, agreement.plan, n_train, account),
             on_progress=on_progress,
         )
         if participant.privacy is not None:
@@ -309,6 +323,7 @@ def _settings(options: JoinOptions, state: ClientState) -> Settings:
         "fetch": options.fetch,
         "dp_epsilon": options.dp_epsilon,
         "dp_delta": options.dp_delta,
+        "ledger": None if options.ledger is None else options.ledger.absolute(),
     }
     return defaults.model_copy(update={key: value for key, value in now.items() if value is not None})
 

@@ -2,26 +2,37 @@
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import dataclass
 
-from pfed_client.logged_budget import LoggedBudget
+from pfed_client.ledger.account import Account, Statement
+from pfed_client.ledger.budget import LedgerBudget
+from pfed_client.ledger.countersigner import Countersigner
 from pfed_client.promise import Promise, promise
 from pfed_client.state import ClientState, Settings
-from pfedsecure.errors import StateError
+from pfedsecure.errors import LedgerError, StateError
 from pfedsecure.plan import Plan
 from pfedsecure.privacy.budget import Budget, Reservation
 
 
 @dataclass(frozen=True)
 class Privacy:
-    """Of everything that one client gives out of its training."""
+    """Of everything that one client gives out of its training. `account`: where its budget is kept, if anywhere."""
 
     promise: Promise
     budget: Budget
+    account: Account | None = None
 
-    def reserve(self, round_number: int) -> Reservation:
-        """Pay for the training of a round. Raises BudgetExhausted."""
-        return self.budget.reserve(self.promise.event(round_number))
+    async def reserve(self, round_number: int, countersigner: Countersigner | None) -> Reservation:
+        """Pay for the training of a round, and have the server take note of it.
+
+        Raises BudgetExhausted, LedgerError, IdentityError, and what a server raises.
+        """
+        known = b"" if countersigner is None else await countersigner.ask()
+        reservation = await asyncio.to_thread(self.budget.reserve, self.promise.event(round_number))
+        if countersigner is not None:
+            await countersigner.sign(known)
+        return reservation
 
 
 def check_privacy(state: ClientState, settings: Settings) -> None:
@@ -40,14 +51,16 @@ def check_privacy(state: ClientState, settings: Settings) -> None:
         )
 
 
-def privacy(state: ClientState, settings: Settings, plan: Plan, n_train: int) -> Privacy | None:
+def privacy(state: ClientState, settings: Settings, plan: Plan, n_train: int, account: Account) -> Privacy | None:
     """What `settings` ask for; None when they ask for nothing. The promise is made and kept where there is none yet.
 
-    Raises StateError, BudgetTooSmall or BudgetExhausted.
+    `account` is of the client's images, training and test images alike. Raises StateError, LedgerError, BudgetTooSmall
+    or BudgetExhausted.
     """
     check_privacy(state, settings)
     if settings.dp_epsilon is None:
         return None
+    check_account(state, account)
     made = state.promise.read()
     if made is None:
         made = promise(
@@ -55,18 +68,31 @@ def privacy(state: ClientState, settings: Settings, plan: Plan, n_train: int) ->
             settings.dp_epsilon,
             settings.dp_delta,
             n_train,
-            lambda epsilon, delta: LoggedBudget(state.releases, epsilon, delta),
-            spent=state.releases.read(),
+            lambda epsilon, delta: LedgerBudget(account, epsilon, delta),
+            spent=account.read().events,
         )
         state.promise.write(made)
-    elif made.size_event not in state.releases.read():
-        raise StateError(
-            f"{state.folder}: releases.jsonl is gone or was changed, and what was released can no longer be added up; "
-            "restore it, or ask the server's operator, then start with another --state"
-        )
     if (made.rounds, made.steps) != (plan.rounds.count, plan.privacy.steps):
         raise StateError(
             f"{state.folder}: this client's promise is for another plan, of {made.rounds} rounds of {made.steps} "
             "steps; give another --state"
         )
-    return Privacy(made, LoggedBudget(state.releases, made.epsilon, made.delta))
+    return Privacy(made, LedgerBudget(account, made.epsilon, made.delta), account)
+
+
+def check_account(state: ClientState, account: Account) -> None:
+    """Raise LedgerError when a promise was made and `account`, which is only read, does not know of it."""
+    made = state.promise.read()
+    if made is not None:
+        check_knows(account, made)
+
+
+def check_knows(account: Account, made: Promise) -> Statement:
+    """What is in `account`. Raises LedgerError unless the release that `made` begins with is."""
+    statement = account.read()
+    if made.size_event not in statement.events:
+        raise LedgerError(
+            f"{account.folder}: what this client released is not in the ledger of its images: that is gone, an older "
+            "copy, or in another folder; restore the newest copy, or give the --ledger that it was started with"
+        )
+    return statement

@@ -19,7 +19,7 @@ from typing import Annotated
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from pfed_client.files import write_atomically
-from pfedsecure.errors import BudgetTooSmall, StateError
+from pfedsecure.errors import BudgetExhausted, BudgetTooSmall, StateError
 from pfedsecure.plan import Plan, first_problem
 from pfedsecure.privacy.accountant import MAX_NOISE_MULTIPLIER, noise_multiplier
 from pfedsecure.privacy.accountant import epsilon as total_epsilon
@@ -94,7 +94,14 @@ def promise(
     asked = DEFAULT_DELTA if delta is None else delta
     spent = list(spent)
     released = GaussianRelease(SIZE, 0, _size_noise(epsilon, asked))
-    if (least := total_epsilon([*spent, released], asked)) > epsilon:
+    before, least = total_epsilon(spent, asked), total_epsilon([*spent, released], asked)
+    if spent and least > epsilon:
+        raise BudgetExhausted(
+            f"these images have spent epsilon {before:.3g} already, in other federations or attempts to join, and the "
+            f"budget is for all of it together: ask for more than {least:.3g}, which is a new decision about the "
+            "people in the images"
+        )
+    if least > epsilon:
         raise BudgetTooSmall(
             f"epsilon {epsilon:g} with delta {asked:g} is too small: it takes well over {least:.1g}; ask for more"
         )

@@ -5,8 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from pfed_client.ledger.account import Account, Statement
+from pfed_client.ledger.place import DEFAULT as DEFAULT_LEDGER
 from pfed_client.local_model import LocalModel
-from pfed_client.state import Settings, load_model, model_owner, read_record, require_same_data
+from pfed_client.privacy import check_knows
+from pfed_client.promise import Promise, PromiseFile
+from pfed_client.state import PROMISE_FILE, Settings, load_model, model_owner, read_record, require_same_data
 from pfedsecure.data import ImageSet, open_images
 from pfedsecure.errors import StateError
 from pfedsecure.plan import Plan
@@ -22,6 +26,7 @@ class SavedClient:
     folder: Path
     name: str
     plan: Plan
+    federation_id: str
     settings: Settings
     data_fingerprint: str
     """Of the images that it joined with."""
@@ -34,13 +39,29 @@ class SavedClient:
         record = read_record(folder)
         if record is None or record.plan is None or record.settings is None or record.data_fingerprint is None:
             raise StateError(f"{folder}: holds no client that joined a federation; give the --state of one that did")
-        return cls(folder, record.name, record.plan, record.settings, record.data_fingerprint)
+        assert record.federation_id is not None  # it comes with the plan
+        return cls(folder, record.name, record.plan, record.federation_id, record.settings, record.data_fingerprint)
 
     def images(self) -> ImageSet:
         """The images it joined with. Raises DataError, StateError when they have changed since."""
         images = open_images(self.settings.data, strict=self.settings.strict, root=self.settings.data_root)
         require_same_data(self.folder, self.settings, images.fingerprint(), self.data_fingerprint)
         return images
+
+    def promise(self) -> Promise:
+        """Its differential privacy. Raises StateError where it promised none, or when that is damaged."""
+        made = PromiseFile(self.folder / PROMISE_FILE).read()
+        if made is None:
+            raise StateError(f"{self.folder}: this client takes part without --dp-epsilon, so it has no budget")
+        return made
+
+    def ledgers(self) -> Statement:
+        """What was released of its images. Raises DataError, StateError when they have changed, LedgerError."""
+        digests = self.images().content_digests()
+        account = Account(
+            self.settings.ledger or DEFAULT_LEDGER, digests, federation=self.federation_id, client=self.name
+        )
+        return check_knows(account, self.promise())
 
     def model(self, backbone_digest: str) -> LocalModel:
         """Its newest model. Raises StateError when there is none or it is damaged, CheckpointMismatch."""

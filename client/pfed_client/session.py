@@ -22,6 +22,7 @@ import pfedsecure
 from pfed_client.agreement import Agreement, agree, check_pins
 from pfed_client.contributing import Contributor, LeftRound
 from pfed_client.exchange import Exchange
+from pfed_client.ledger.countersigner import Countersigner
 from pfed_client.limits import Limits
 from pfed_client.observer import Observer, SilentObserver
 from pfed_client.privacy import Privacy
@@ -92,7 +93,19 @@ class Session:
         self._contributor = Contributor(api, client_aggregation(agreement.plan, shape, identity), state)
         self._limits = Limits(agreement.plan)
         owner = model_owner(agreement.plan, backbone_digest)
-        self._training = Training(self._exchange, state, trainer, owner, self._observer, executor, privacy)
+        self._countersigner: Countersigner | None = None
+        if privacy is not None and privacy.account is not None:
+            self._countersigner = Countersigner(
+                api,
+                privacy.account,
+                federation_id=agreement.federation_id,
+                member=state.record.name,
+                instance_id=state.record.instance_id,
+                authority=None if identity is None else identity.authority,
+            )
+        self._training = Training(
+            self._exchange, state, trainer, owner, self._observer, executor, privacy, self._countersigner
+        )
         self._claim = self._experts.claim(identity.subject.fingerprint if identity else "")
         # What the server gave a receipt for: experts by round, and a round with the last step of its aggregation.
         self._confirmed_experts: set[int] = set()
@@ -139,6 +152,8 @@ class Session:
         check_pins(self._state, self._plan, reply.federation_id)
         if self._state.record.plan is None:
             self._state.pin(self._plan, reply.federation_id)
+        if self._countersigner is not None:
+            await self._countersigner.ask()  # an older copy of the ledger is noticed now, and not only in a round
         self._observer.joined(self._plan)
 
     async def _newer_than(self, version: int) -> fed.FederationView:

@@ -6,7 +6,7 @@
     aggregation.bin     its part in the aggregation of its newest round; holds secrets while that round is open
     seen.json           the newest expert that it opened of each author
     matching/           its newest sketch and query, as they were sent
-    releases.jsonl      one line for each noised release, from before its noise was drawn
+    releases.jsonl      one line for each noised sketch, without --dp-epsilon, from before its noise was drawn
     privacy.json        what differential privacy it promised, where it did
     result.json         how good the final model is
     identity/           key and certificate
@@ -41,6 +41,8 @@ from pfedsecure.plan import Plan, first_problem
 
 FORMAT = 1
 
+PROMISE_FILE = "privacy.json"
+
 START_ANEW = (
     "ask its operator why before you start anew with another --state: what two sums over nearly the same clients "
     "differ by can be this client's prompt"
@@ -72,6 +74,8 @@ class Settings(_Section):
     """Of differential privacy, for the whole federation. None: without."""
     dp_delta: float | None = None
     """None: the default, which depends on the number of images."""
+    ledger: Path | None = None
+    """Folder of the ledgers of what was released of which images. None: `pfed_client.ledger.place.DEFAULT`."""
 
     def backbone(self, plan: Plan) -> tuple[str, str]:
         """open_clip's name of the frozen model, and its weights (tag or file)."""
@@ -122,7 +126,7 @@ class ClientState:
         self.seen = SeenFile(folder / "seen.json")
         self.kept = KeptFiles(folder / "matching")
         self.releases = ReleaseLog(folder / "releases.jsonl")
-        self.promise = PromiseFile(folder / "privacy.json")
+        self.promise = PromiseFile(folder / PROMISE_FILE)
 
     def __enter__(self) -> Self:
         return self

@@ -18,13 +18,13 @@ from typing import Protocol
 import numpy as np
 
 from pfed_client.exchange import Download, Exchange
+from pfed_client.ledger.countersigner import Countersigner
 from pfed_client.local_model import Array, LocalModel
 from pfed_client.metrics import RoundRecord
 from pfed_client.observer import Observer
 from pfed_client.privacy import Privacy
 from pfed_client.state import START_ANEW, ClientState
 from pfedsecure.errors import PlanError, StateError
-from pfedsecure.privacy.budget import Reservation
 
 
 class Report(Protocol):
@@ -66,7 +66,6 @@ class _Trained:
     model: LocalModel
     report: Report
     accuracy: float
-    reservation: Reservation | None
 
 
 class _Over(Exception):
@@ -85,8 +84,9 @@ class Training:
         observer: Observer,
         executor: Executor | None,
         privacy: Privacy | None,
+        countersigner: Countersigner | None,
     ) -> None:
-        """With `privacy`, `trainer` is to keep its promise.
+        """With `privacy`, `trainer` is to keep its promise; `countersigner`, where there is one, is shown what it pays.
 
         Raises StateError or CheckpointMismatch for a saved model that cannot be used.
         """
@@ -97,6 +97,7 @@ class Training:
         self._observer = observer
         self._executor = executor
         self._privacy = privacy
+        self._countersigner = countersigner
         self._model = state.load_model(owner) or trainer.new_model()
         # A crash between writing the record and saving the model: that round is going to be trained again, if at all.
         state.metrics.forget_from(self._model.trained_round + 1)
@@ -110,7 +111,7 @@ class Training:
         """Make `model` the one of round `number`; False when `over` was set before that.
 
         Raises MessageRejected for a download that cannot be used, PlanError for training that diverges, StateError for
-        a round before the newest one, and BudgetExhausted where it cannot be paid for.
+        a round before the newest one, and BudgetExhausted or LedgerError where it cannot be paid for.
         """
         trained_round = self._model.trained_round
         if trained_round == number:
@@ -123,6 +124,9 @@ class Training:
         started = time.monotonic()
         own = self._model.context if trained_round else None
         download = await self._exchange.download(number, own, trained_round)
+        if over.is_set():
+            return False
+        reservation = None if self._privacy is None else await self._privacy.reserve(number, self._countersigner)
         trained = await self._in_thread(number, download, over)
         if trained is None:
             return False
@@ -148,8 +152,8 @@ class Training:
             )
         )
         self._keep(replace(trained.model, start_digest=download.prompt.digest))
-        if trained.reservation is not None:
-            trained.reservation.commit()
+        if reservation is not None:
+            await asyncio.to_thread(reservation.commit)
         return True
 
     async def take_global_prompt(self) -> None:
@@ -178,11 +182,10 @@ class Training:
             self._observer.step(number, done, total, loss)
 
         def train() -> _Trained:
-            reservation = None if self._privacy is None else self._privacy.reserve(number)
             model, report = self._trainer.train_round(
                 self._model, download.prompt.start, download.experts, number, on_step=on_step
             )
-            return _Trained(model, report, self._trainer.evaluate(model), reservation)
+            return _Trained(model, report, self._trainer.evaluate(model))
 
         try:
             return await asyncio.get_running_loop().run_in_executor(self._executor, train)

@@ -6,6 +6,7 @@ import asyncio
 import logging
 import sys
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 
 import click
@@ -18,6 +19,7 @@ from pfedsecure.aggregation.factory import server_aggregation
 from pfedsecure.clip.config import context_shape
 from pfedsecure.console import Address, exit_cleanly, parse_address
 from pfedsecure.errors import ProtectionUnavailable
+from pfedsecure.pki.countersignature import countersign
 from pfedsecure.pki.development import DEVELOPMENT_FOLDER, ensure_development_pki
 from pfedsecure.pki.identity import Identity
 from pfedsecure.plan import Plan
@@ -108,7 +110,14 @@ def main(
             'for "plain"'
         )
     with closing(SqlStore.open(state, plan)) as store:
-        coordinator = Coordinator(plan, store, context_shape=shape, authority=authority, scratch=state / "matching")
+        coordinator = Coordinator(
+            plan,
+            store,
+            context_shape=shape,
+            authority=authority,
+            sign=None if identity is None else partial(countersign, identity),
+            scratch=state / "matching",
+        )
         _introduce(plan, plan_file, state, insecure)
         asyncio.run(run(coordinator, listen, identity, exit_when_finished=exit_when_finished))
 

@@ -25,6 +25,7 @@ from cryptography import x509
 
 from pfed_server.aggregating import Aggregating
 from pfed_server.clock import Clock, SystemClock
+from pfed_server.countersigning import Countersigning, Sign
 from pfed_server.federation import Federation
 from pfed_server.lending import Lending
 from pfed_server.rounds import clients_needed, part_of, phase
@@ -50,8 +51,9 @@ _logger = logging.getLogger(__name__)
 class Coordinator:
     """One federation's server, without a transport. `context_shape (n, d)` is that of the plan's prompt.
 
-    `authority` certifies the clients. `executor` runs what takes long of matching, by default processes of its own;
-    `scratch` is a folder that matching may empty and fill, by default a temporary one.
+    `authority` certifies the clients; `sign` signs the heads of their privacy ledgers, which are only remembered
+    without it. `executor` runs what takes long of matching, by default processes of its own; `scratch` is a folder that
+    matching may empty and fill, by default a temporary one.
     Raises ProtectionUnavailable when the plan asks for what cannot be had without.
     """
 
@@ -62,6 +64,7 @@ class Coordinator:
         *,
         context_shape: tuple[int, int],
         authority: x509.Certificate | None = None,
+        sign: Sign | None = None,
         clock: Clock | None = None,
         executor: Executor | None = None,
         scratch: Path | None = None,
@@ -73,6 +76,7 @@ class Coordinator:
         self._federation = Federation(plan, store, aggregation, clock or SystemClock())
         self._aggregating = Aggregating(self._federation)
         self._lending = Lending(self._federation, context_shape, executor, scratch)
+        self._countersigning = Countersigning(self._federation, sign)
         self._know_the_end: set[str] = set()
 
     async def start(self) -> None:
@@ -139,6 +143,10 @@ class Coordinator:
         state = self._federation.state
         wanted = state.open_round is not None and member.name in state.open_round.parts
         return fed.HeartbeatReply(round_open=wanted, round=state.last_round)
+
+    async def countersign(self, peer: Peer, request: fed.CountersignRequest) -> fed.CountersignReply:
+        """Raises MessageRejected for what is no head."""
+        return await self._countersigning.countersign(self._member(peer, request.instance_id), request)
 
     async def leave(self, peer: Peer, request: fed.LeaveRequest) -> fed.LeaveReply:
         """Stop taking part; a round under way does not wait for the member. Leaving twice is harmless."""

@@ -8,7 +8,7 @@ from sqlalchemy import BLOB, JSON, CheckConstraint, ForeignKey, Index, text
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 from sqlalchemy.types import TypeEngine
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 """Grows with every change of the tables; a database of a newer version is refused."""
 
 
@@ -37,6 +37,16 @@ class MemberRow(Base):
     instance_id: Mapped[str]
     expert_id: Mapped[str] = mapped_column(unique=True)
     taking_part: Mapped[bool]
+
+
+class LedgerRow(Base):
+    """The newest head of a member's privacy ledger, and its running number."""
+
+    __tablename__ = "ledgers"
+
+    member: Mapped[str] = mapped_column(ForeignKey(MemberRow.name), primary_key=True)
+    number: Mapped[int]
+    head: Mapped[bytes]
 
 
 class RoundRow(Base):

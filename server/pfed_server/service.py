@@ -70,6 +70,9 @@ class FederationService(FederationServicer):
     async def Heartbeat(self, request: fed.HeartbeatRequest, context: ServicerContext) -> fed.HeartbeatReply:
         return await self._coordinator.heartbeat(self._identify(context), request)
 
+    async def Countersign(self, request: fed.CountersignRequest, context: ServicerContext) -> fed.CountersignReply:
+        return await self._coordinator.countersign(self._identify(context), request)
+
     async def Leave(self, request: fed.LeaveRequest, context: ServicerContext) -> fed.LeaveReply:
         return await self._coordinator.leave(self._identify(context), request)
 

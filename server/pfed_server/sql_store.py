@@ -11,10 +11,21 @@ from sqlalchemy import Engine, Integer, cast, delete, func, insert, select, upda
 from sqlalchemy.orm import Session, sessionmaker
 
 from pfed_server.database import StateFolder, empty_log, in_memory_engine
-from pfed_server.schema import MatchingRow, MemberRow, MessageRow, MetaRow, PartRow, PoolRow, ReportRow, RoundRow
+from pfed_server.schema import (
+    LedgerRow,
+    MatchingRow,
+    MemberRow,
+    MessageRow,
+    MetaRow,
+    PartRow,
+    PoolRow,
+    ReportRow,
+    RoundRow,
+)
 from pfed_server.store import (
     Closing,
     History,
+    LedgerRecord,
     Member,
     OpenRound,
     Part,
@@ -120,6 +131,16 @@ class SqlStore:
                 )
             )
             return _newer_state(session)
+
+    def advance_ledger(self, name: str, known: bytes, new: bytes) -> LedgerRecord:
+        with self._transaction() as session:
+            row = session.get(LedgerRow, name)
+            before = LedgerRecord() if row is None else LedgerRecord(row.number, row.head)
+            if not new or before.head != known:
+                return before
+            after = LedgerRecord(before.number + 1, new)
+            session.merge(LedgerRow(member=name, number=after.number, head=after.head))
+            return after
 
     def touch(self) -> State:
         with self._transaction() as session:

@@ -93,6 +93,14 @@ class PooledExpert:
 
 
 @dataclass(frozen=True)
+class LedgerRecord:
+    """The newest head of a member's privacy ledger, and its running number; 0 and empty before the first."""
+
+    number: int = 0
+    head: bytes = b""
+
+
+@dataclass(frozen=True)
 class Closing:
     """How a round ends: with a global prompt, or abandoned, without."""
 
@@ -145,6 +153,12 @@ class Store(Protocol):
 
     def save_member(self, member: Member) -> State:
         """Add a member or change it."""
+
+    def advance_ledger(self, name: str, known: bytes, new: bytes) -> LedgerRecord:
+        """What there is of a member's ledger; with `new` in its place where the head was `known`, unless it is empty.
+
+        No client can see it of another: the version stays.
+        """
 
     def touch(self) -> State:
         """Raise the version: something that is not stored has changed."""

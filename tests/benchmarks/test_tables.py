@@ -134,6 +134,6 @@ def test_a_benchmark_without_a_table_is_named() -> None:
 
     with pytest.raises(
         click.ClickException,
-        match="other has no table; those that do: audit, dp-step, experts, federation, matching, secagg",
+        match="other has no table; those that do: audit, dp-step, experts, federation, matching, privacy-utility,",
     ):
         table_of(other)

@@ -10,13 +10,14 @@ import pytest
 from pfed_cli.methods import Method, plan_of
 from pfed_cli.scoring import score
 from pfed_cli.simulation import SimulatedClient, SimulationResult, simulate, train_alone, with_privacy
-from pfed_client.privacy import Privacy
+from pfed_client.ledger.budget import LedgerBudget
 from pfed_client.trainer import Trainer
 from pfedsecure.aggregation.secure import parameters
 from pfedsecure.clip.backbone import Backbone
 from pfedsecure.errors import PlanError
 from pfedsecure.plan import Plan
 from pfedsecure.privacy.budget import Reservation
+from pfedsecure.privacy.events import Event, SampledGaussianSteps
 from pfedsecure.secagg import Encoding
 
 MakePlan = Callable[..., Plan]
@@ -192,13 +193,14 @@ def test_private_clients_pay_for_every_round(
     plan = small_plan()
     plan = plan.model_copy(update={"privacy": plan.privacy.model_copy(update={"steps": 2})})
     paid: list[int] = []
-    reserve = Privacy.reserve
+    reserve = LedgerBudget.reserve
 
-    def counted(self: Privacy, round_number: int) -> Reservation:
-        paid.append(round_number)
-        return reserve(self, round_number)
+    def counted(self: LedgerBudget, event: Event) -> Reservation:
+        if isinstance(event, SampledGaussianSteps):
+            paid.append(event.round)
+        return reserve(self, event)
 
-    monkeypatch.setattr(Privacy, "reserve", counted)
+    monkeypatch.setattr(LedgerBudget, "reserve", counted)
     every = sorted(number + 1 for number in range(plan.rounds.count) for _ in clients)
     result = simulate(plan, clients, backbone, with_privacy(plan, backbone, 8.0))
     assert sorted(paid) == every

@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from pfed_client.session import Session
 from pfed_client.state import ClientState, model_owner
 from pfed_server.coordinator import Coordinator
 from pfed_server.sql_store import SqlStore
+from pfedsecure.pki.countersignature import countersign
 from pfedsecure.pki.development import enrol, ensure_development_pki
 from pfedsecure.pki.identity import Identity
 from pfedsecure.plan import Plan
@@ -181,7 +183,12 @@ class Federation:
         authority = members.server.authority
         self.matching_thread = ThreadPoolExecutor(max_workers=1)
         self.coordinator = Coordinator(
-            plan, self.store, context_shape=SHAPE, authority=authority, executor=self.matching_thread
+            plan,
+            self.store,
+            context_shape=SHAPE,
+            authority=authority,
+            sign=partial(countersign, members.server),
+            executor=self.matching_thread,
         )
 
     def api(self, name: str) -> InProcessApi:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import shutil
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -13,13 +14,13 @@ import numpy as np
 import pytest
 
 from pfed_client.agreement import agree
+from pfed_client.ledger.account import Account
 from pfed_client.local_model import LocalModel
-from pfed_client.logged_budget import LoggedBudget
 from pfed_client.privacy import Privacy, check_privacy, privacy
 from pfed_client.promise import Promise
 from pfed_client.session import Session
 from pfed_client.state import ClientState, Settings
-from pfedsecure.errors import BudgetExhausted, StateError
+from pfedsecure.errors import BudgetExhausted, LedgerError, StateError
 from pfedsecure.plan import Plan
 from pfedsecure.privacy.accountant import epsilon
 from pfedsecure.privacy.events import Event, GaussianRelease
@@ -234,36 +235,60 @@ def state(tmp_path: Path) -> Any:
         yield it
 
 
+@pytest.fixture
+def account(tmp_path: Path) -> Account:
+    return Account(tmp_path / "ledgers", [bytes([number]) * 32 for number in range(9)], federation="f", client="a")
+
+
 PLAN = Plan.model_validate({"class_names": ["a", "b"], "rounds": {"count": 2}, "privacy": {"steps": 3}})
 
 
-def test_the_promise_is_made_once_and_kept(state: ClientState) -> None:
-    assert privacy(state, settings(), PLAN, 100) is None
+async def test_the_promise_is_made_once_and_kept(state: ClientState, account: Account) -> None:
+    assert privacy(state, settings(), PLAN, 100, account) is None
+    assert not account.folder.exists()
     asked = settings(dp_epsilon=4.0)
-    first = privacy(state, asked, PLAN, 100)
+    first = privacy(state, asked, PLAN, 100, account)
     assert first is not None
-    assert [event.what for event in state.releases.read()] == ["number of training images"]
-    again = privacy(state, asked, PLAN, 100)
+    assert [event.what for event in account.read().events] == ["number of training images"]
+    again = privacy(state, asked, PLAN, 100, account)
     assert again is not None
     assert again.promise == first.promise  # the size is not drawn again: its mean would be the size
-    assert len(state.releases.read()) == 1
+    assert len(account.read().events) == 1
     for number in (1, 2):
-        again.reserve(number).commit()
-    assert epsilon(state.releases.read(), 1e-5) <= 4
+        (await again.reserve(number, None)).commit()
+    assert epsilon(account.read().events, 1e-5) <= 4
     with pytest.raises(BudgetExhausted, match="epsilon 4 is spent"):
-        again.reserve(3)
+        await again.reserve(3, None)
     other = PLAN.model_copy(update={"privacy": PLAN.privacy.model_copy(update={"steps": 4})})
     with pytest.raises(StateError, match="promise is for another plan, of 2 rounds of 3 steps"):
-        privacy(state, asked, other, 100)
+        privacy(state, asked, other, 100, account)
 
 
-def test_a_promise_without_what_was_released_for_it_is_refused(state: ClientState) -> None:
-    """Deleting the list of releases does not fill the budget up again."""
+def test_what_the_images_spent_before_counts(tmp_path: Path, account: Account) -> None:
+    """Another federation, another state directory: the same images, one budget."""
+
+    def joined(folder: str, epsilon: float) -> None:
+        with ClientState(tmp_path / folder) as state:
+            state.claim("a")
+            made = privacy(state, settings(dp_epsilon=epsilon), PLAN, 100, account)
+            assert made is not None
+            for number in (1, 2):
+                made.budget.reserve(made.promise.event(number))
+
+    joined("first", 4.0)
+    with pytest.raises(BudgetExhausted, match=r"have spent epsilon (3.9|4 ).* ask for more than"):
+        joined("second", 4.0)
+    joined("third", 8.0)
+    assert 7.8 < epsilon(account.read().events, 1e-5) <= 8  # both federations together
+
+
+def test_a_promise_without_what_was_released_for_it_is_refused(state: ClientState, account: Account) -> None:
+    """Deleting the ledger does not fill the budget up again."""
     asked = settings(dp_epsilon=4.0)
-    assert privacy(state, asked, PLAN, 100) is not None
-    (state.folder / "releases.jsonl").unlink()
-    with pytest.raises(StateError, match="is gone or was changed"):
-        privacy(state, asked, PLAN, 100)
+    assert privacy(state, asked, PLAN, 100, account) is not None
+    shutil.rmtree(account.folder)
+    with pytest.raises(LedgerError, match="is not in the ledger of its images"):
+        privacy(state, asked, PLAN, 100, account)
 
 
 def test_another_promise_is_refused(state: ClientState) -> None:
@@ -283,9 +308,3 @@ def test_what_was_learned_without_cannot_be_made_private(state: ClientState) -> 
     check_privacy(state, settings())
     with pytest.raises(StateError, match="trained without differential privacy"):
         check_privacy(state, settings(dp_epsilon=8.0))
-
-
-def test_a_budget_that_is_logged(state: ClientState) -> None:
-    it = Privacy(PROMISE, LoggedBudget(state.releases, 8, 1e-5))
-    it.reserve(1)
-    assert state.releases.read() == [PROMISE.event(1)]

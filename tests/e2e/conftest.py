@@ -128,7 +128,7 @@ class Federation:
                 cwd=self.home,
                 stdout=log,
                 stderr=log,
-                env=os.environ | {"OMP_NUM_THREADS": "1"},
+                env=os.environ | {"OMP_NUM_THREADS": "1", "PFED_LEDGER": str(self.home / "ledgers")},
             )
 
 

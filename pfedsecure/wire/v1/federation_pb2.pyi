@@ -274,6 +274,68 @@ class HeartbeatReply(_message.Message):
 Global___HeartbeatReply: _TypeAlias = HeartbeatReply  # noqa: Y015
 
 @_typing.final
+class CountersignRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    INSTANCE_ID_FIELD_NUMBER: _builtins.int
+    KNOWN_HEAD_FIELD_NUMBER: _builtins.int
+    NEW_HEAD_FIELD_NUMBER: _builtins.int
+    instance_id: _builtins.str
+    known_head: _builtins.bytes
+    """SHA-256, as all heads: the one that the server has of the caller, empty for none, ..."""
+    new_head: _builtins.bytes
+    """... and the one to take its place; empty to be told only. With another `known_head` nothing changes."""
+    def __init__(
+        self,
+        *,
+        instance_id: _builtins.str = ...,
+        known_head: _builtins.bytes = ...,
+        new_head: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["instance_id", b"instance_id", "known_head", b"known_head", "new_head", b"new_head"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CountersignRequest: _TypeAlias = CountersignRequest  # noqa: Y015
+
+@_typing.final
+class CountersignReply(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    HEAD_FIELD_NUMBER: _builtins.int
+    NUMBER_FIELD_NUMBER: _builtins.int
+    COUNTERSIGNED_FIELD_NUMBER: _builtins.int
+    CERTIFICATE_FIELD_NUMBER: _builtins.int
+    SIGNATURE_FIELD_NUMBER: _builtins.int
+    head: _builtins.bytes
+    """What the server has now: empty for none, and its running number."""
+    number: _builtins.int
+    countersigned: _builtins.bool
+    """Whether that is `new_head`. Then, over TLS, the server's certificate, DER, and its signature for this federation,
+    member, number and head.
+    """
+    certificate: _builtins.bytes
+    signature: _builtins.bytes
+    def __init__(
+        self,
+        *,
+        head: _builtins.bytes = ...,
+        number: _builtins.int = ...,
+        countersigned: _builtins.bool = ...,
+        certificate: _builtins.bytes = ...,
+        signature: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["certificate", b"certificate", "countersigned", b"countersigned", "head", b"head", "number", b"number", "signature", b"signature"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CountersignReply: _TypeAlias = CountersignReply  # noqa: Y015
+
+@_typing.final
 class LeaveRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 

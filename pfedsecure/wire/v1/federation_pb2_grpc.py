@@ -55,6 +55,11 @@ class FederationStub:
                 request_serializer=pfedsecure_dot_v1_dot_federation__pb2.HeartbeatRequest.SerializeToString,
                 response_deserializer=pfedsecure_dot_v1_dot_federation__pb2.HeartbeatReply.FromString,
                 _registered_method=True)
+        self.Countersign = channel.unary_unary(
+                '/pfedsecure.v1.Federation/Countersign',
+                request_serializer=pfedsecure_dot_v1_dot_federation__pb2.CountersignRequest.SerializeToString,
+                response_deserializer=pfedsecure_dot_v1_dot_federation__pb2.CountersignReply.FromString,
+                _registered_method=True)
         self.Leave = channel.unary_unary(
                 '/pfedsecure.v1.Federation/Leave',
                 request_serializer=pfedsecure_dot_v1_dot_federation__pb2.LeaveRequest.SerializeToString,
@@ -94,6 +99,13 @@ class FederationServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Countersign(self, request, context):
+        """Remember the newest head of the caller's privacy ledger, so that an older copy of the ledger is noticed.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def Leave(self, request, context):
         """Stop taking part; the member's expert leaves the pool with the next round.
         """
@@ -123,6 +135,11 @@ def add_FederationServicer_to_server(servicer, server):
                     servicer.Heartbeat,
                     request_deserializer=pfedsecure_dot_v1_dot_federation__pb2.HeartbeatRequest.FromString,
                     response_serializer=pfedsecure_dot_v1_dot_federation__pb2.HeartbeatReply.SerializeToString,
+            ),
+            'Countersign': grpc.unary_unary_rpc_method_handler(
+                    servicer.Countersign,
+                    request_deserializer=pfedsecure_dot_v1_dot_federation__pb2.CountersignRequest.FromString,
+                    response_serializer=pfedsecure_dot_v1_dot_federation__pb2.CountersignReply.SerializeToString,
             ),
             'Leave': grpc.unary_unary_rpc_method_handler(
                     servicer.Leave,
@@ -239,6 +256,33 @@ class Federation:
             '/pfedsecure.v1.Federation/Heartbeat',
             pfedsecure_dot_v1_dot_federation__pb2.HeartbeatRequest.SerializeToString,
             pfedsecure_dot_v1_dot_federation__pb2.HeartbeatReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Countersign(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/pfedsecure.v1.Federation/Countersign',
+            pfedsecure_dot_v1_dot_federation__pb2.CountersignRequest.SerializeToString,
+            pfedsecure_dot_v1_dot_federation__pb2.CountersignReply.FromString,
             options,
             channel_credentials,
             insecure,
