@@ -112,7 +112,8 @@ def budget_lines(report: BudgetReport) -> Iterator[str]:
         f"{report.rounds_planned} rounds"
     )
     for kind in report.kinds:
-        yield f"  {kind.what}, {kind.mechanism}: {kind.count} times, epsilon {kind.epsilon:.3f} by themselves"
+        often = "once" if kind.count == 1 else f"{kind.count} times"
+        yield f"  {kind.what}, {kind.mechanism}: {often}, epsilon {kind.epsilon:.3f} on its own"
     for release in report.releases:
         yield (
             f"  {release.time:%Y-%m-%d %H:%M:%S} UTC  federation {one_line(release.federation)[:12]}  "

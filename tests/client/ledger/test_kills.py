@@ -23,7 +23,7 @@ def killed(folder: Path, *options: str) -> dict[str, Any]:
 
 
 def test_some_boundaries_and_all_older_copies(tmp_path: Path) -> None:
-    found = killed(tmp_path, "--put-back", "--every", "13")
+    found = killed(tmp_path, "--put-back", "--every", "29")
     assert found["complaints"] == []
     assert found["boundaries"] > 80
     assert found["cases"] > 5
