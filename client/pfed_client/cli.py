@@ -12,7 +12,7 @@ import click
 from click.core import ParameterSource
 
 import pfedsecure
-from pfed_client.ledger.place import DEFAULT
+from pfed_client.ledger.place import VARIABLE
 from pfedsecure.console import Address, exit_cleanly, parse_address
 
 _FOLDER = click.Path(file_okay=False, path_type=Path)
@@ -84,11 +84,9 @@ def _checked_epsilon(_ctx: click.Context, _parameter: click.Parameter, epsilon: 
 @click.option(
     "--ledger",
     type=_FOLDER,
-    envvar="PFED_LEDGER",
-    show_envvar=True,
     metavar="DIR",
     help="Where it is written what --dp-epsilon has released of which images: one folder for all clients of a machine, "
-    f"in no --state.  [default: {DEFAULT}]",
+    f"in no --state.  [default: that of the last time, then ${VARIABLE}, then the user's folder for data]",
 )
 @click.version_option(pfedsecure.__version__)
 @click.pass_context
@@ -212,9 +210,10 @@ def predict(images: tuple[Path, ...], top: int, explain: bool, state: Path | Non
 
 @main.command()
 @_state_option
+@click.option("--ledger", type=_FOLDER, metavar="DIR", help="Where its ledger is.  [default: as it was started with]")
 @_json_option
 @exit_cleanly("pfed-client")
-def budget(state: Path | None, as_json: bool) -> None:
+def budget(state: Path | None, ledger: Path | None, as_json: bool) -> None:
     """What --dp-epsilon has released of this client's images so far, what it comes to, and what is left.
 
     Needs no server.
@@ -223,7 +222,7 @@ def budget(state: Path | None, as_json: bool) -> None:
 
     client = SavedClient.open(state)
     promise = client.promise()
-    statement = client.ledgers()
+    statement = client.ledgers(ledger)
     from pfed_client.ledger.report import budget_json, budget_lines, budget_report
 
     report = budget_report(client.name, promise, statement)
@@ -255,5 +254,5 @@ def _refuse_options_before(ctx: click.Context, command: str) -> None:
     """Options of joining do nothing for a command: say so instead of ignoring them."""
     for parameter in ctx.command.params:
         name = parameter.name
-        if name is not None and ctx.get_parameter_source(name) is ParameterSource.COMMANDLINE:
+        if name is not None and ctx.get_parameter_source(name) is not ParameterSource.DEFAULT:
             raise click.UsageError(f"{parameter.opts[0]} is of joining; options of {command} stand behind it")

@@ -24,7 +24,7 @@ import numpy as np
 from pfed_client.agreement import Agreement, agree
 from pfed_client.grpc_api import GrpcApi
 from pfed_client.ledger.account import Account
-from pfed_client.ledger.place import DEFAULT as DEFAULT_LEDGER
+from pfed_client.ledger.place import default_folder
 from pfed_client.privacy import check_account, check_privacy, privacy
 from pfed_client.progress import Watcher
 from pfed_client.saved import DEFAULT_STATES
@@ -122,7 +122,7 @@ async def _join(
             if settings.dp_epsilon is None or sentence != NO_PRIVACY:
                 warn(sentence)
         account = Account(
-            settings.ledger or DEFAULT_LEDGER,
+            settings.ledger or default_folder(),
             digests,
             federation=agreement.federation_id,
             client=state.record.name,
@@ -323,7 +323,7 @@ def _settings(options: JoinOptions, state: ClientState) -> Settings:
         "fetch": options.fetch,
         "dp_epsilon": options.dp_epsilon,
         "dp_delta": options.dp_delta,
-        "ledger": None if options.ledger is None else options.ledger.absolute(),
+        "ledger": options.ledger.absolute() if options.ledger is not None else defaults.ledger or default_folder(),
     }
     return defaults.model_copy(update={key: value for key, value in now.items() if value is not None})
 

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from pfed_client.ledger.account import Account, Statement
 from pfed_client.ledger.budget import LedgerBudget
 from pfed_client.ledger.countersigner import Countersigner
-from pfed_client.promise import Promise, promise
+from pfed_client.promise import DEFAULT_DELTA, Promise, promise
 from pfed_client.state import ClientState, Settings
-from pfedsecure.errors import LedgerError, StateError
+from pfedsecure.errors import BudgetExhausted, LedgerError, StateError
 from pfedsecure.plan import Plan
 from pfedsecure.privacy.budget import Budget, Reservation
 
@@ -60,17 +60,19 @@ def privacy(state: ClientState, settings: Settings, plan: Plan, n_train: int, ac
     check_privacy(state, settings)
     if settings.dp_epsilon is None:
         return None
-    check_account(state, account)
-    made = state.promise.read()
+    made = check_account(state, account)
     if made is None:
+        statement = account.read()
         made = promise(
             plan,
             settings.dp_epsilon,
             settings.dp_delta,
             n_train,
             lambda epsilon, delta: LedgerBudget(account, epsilon, delta),
-            spent=account.read().events,
+            spent=statement.events,
+            largest_delta=_largest_delta(statement, settings.dp_epsilon, settings.dp_delta),
         )
+        made = made.model_copy(update={"row": account.promise(made.epsilon, made.delta)})
         state.promise.write(made)
     if (made.rounds, made.steps) != (plan.rounds.count, plan.privacy.steps):
         raise StateError(
@@ -80,19 +82,31 @@ def privacy(state: ClientState, settings: Settings, plan: Plan, n_train: int, ac
     return Privacy(made, LedgerBudget(account, made.epsilon, made.delta), account)
 
 
-def check_account(state: ClientState, account: Account) -> None:
-    """Raise LedgerError when a promise was made and `account`, which is only read, does not know of it."""
+def check_account(state: ClientState, account: Account) -> Promise | None:
+    """The promise that was made, if any. Raises LedgerError when `account`, which is only read, does not know of it."""
     made = state.promise.read()
     if made is not None:
-        check_knows(account, made)
+        if not made.row:
+            raise LedgerError(
+                f"{state.folder}: its promise was made by an earlier version, without a ledger; what it released "
+                "cannot be added up: ask the server's operator, then start with another --state"
+            )
+        account.expect(made.row)
+    return made
 
 
-def check_knows(account: Account, made: Promise) -> Statement:
-    """What is in `account`. Raises LedgerError unless the release that `made` begins with is."""
-    statement = account.read()
-    if made.size_event not in statement.events:
-        raise LedgerError(
-            f"{account.folder}: what this client released is not in the ledger of its images: that is gone, an older "
-            "copy, or in another folder; restore the newest copy, or give the --ledger that it was started with"
+def _largest_delta(statement: Statement, epsilon: float, delta: float | None) -> float:
+    """What a default delta may be at most.
+
+    Raises BudgetExhausted for a `delta` over one that was promised of the same images with an epsilon that is not less:
+    a promise is not kept by making another one that is easier to keep.
+    """
+    before = [row.delta for row in statement.promises if row.epsilon >= epsilon]
+    least = min([DEFAULT_DELTA, *before])
+    if delta is not None and before and delta > min(before):
+        raise BudgetExhausted(
+            f"delta {min(before):g} was promised for all that is released of these images; give --dp-delta "
+            f"{min(before):g}, less, or none, or a larger --dp-epsilon, which is a new decision about the people in "
+            "the images"
         )
-    return statement
+    return least

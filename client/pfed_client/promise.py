@@ -56,6 +56,8 @@ class Promise(BaseModel):
     steps: Annotated[int, Field(ge=1)]
     """Of a round."""
     rounds: Annotated[int, Field(ge=1)]
+    row: str = ""
+    """The head of the row in the ledger that says so; empty where there is no ledger."""
 
     def event(self, round_number: int) -> SampledGaussianSteps:
         """What training in one round releases."""
@@ -81,17 +83,19 @@ def promise(
     n_train: int,
     budget: Callable[[float, float], Budget],
     spent: Iterable[Event] = (),
+    largest_delta: float = DEFAULT_DELTA,
     entropy: Entropy = os.urandom,
 ) -> Promise:
     """Solve for the noise of a federation with `plan`, of a client with `n_train` training images.
 
     `budget(epsilon, delta)` is asked for the release of the noised number of images. `spent`: what was released of the
-    same images before, say by an attempt to join that came to nothing; it counts. Raises BudgetTooSmall, which says
+    same images before, say by an attempt to join that came to nothing; it counts. `largest_delta`: of a default one.
+    Raises BudgetTooSmall, which says
     what is possible, and BudgetExhausted; in the first case the noised number may have been drawn, but nobody saw it.
     """
     settings = plan.privacy
     rounds, steps = plan.rounds.count, settings.steps
-    asked = DEFAULT_DELTA if delta is None else delta
+    asked = largest_delta if delta is None else delta
     spent = list(spent)
     released = GaussianRelease(SIZE, 0, _size_noise(epsilon, asked))
     before, least = total_epsilon(spent, asked), total_epsilon([*spent, released], asked)
@@ -109,7 +113,7 @@ def promise(
     size = max(1, n_train + int(RoundedGaussian(released.noise_multiplier).sample(1, entropy)[0]))
     reserved.commit()
     if delta is None:
-        asked = min(DEFAULT_DELTA, _DELTA_TIMES_SIZE / size)
+        asked = min(largest_delta, _DELTA_TIMES_SIZE / size)
     elif asked * size >= 1:
         raise BudgetTooSmall(
             f"delta {asked:g} protects nobody among some {size} images: one of them could be published outright; take "

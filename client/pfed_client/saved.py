@@ -6,9 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pfed_client.ledger.account import Account, Statement
-from pfed_client.ledger.place import DEFAULT as DEFAULT_LEDGER
+from pfed_client.ledger.place import default_folder
 from pfed_client.local_model import LocalModel
-from pfed_client.privacy import check_knows
 from pfed_client.promise import Promise, PromiseFile
 from pfed_client.state import PROMISE_FILE, Settings, load_model, model_owner, read_record, require_same_data
 from pfedsecure.data import ImageSet, open_images
@@ -52,16 +51,21 @@ class SavedClient:
         """Its differential privacy. Raises StateError where it promised none, or when that is damaged."""
         made = PromiseFile(self.folder / PROMISE_FILE).read()
         if made is None:
+            if self.settings.dp_epsilon is not None:
+                raise StateError(f"{self.folder}: {PROMISE_FILE}, what this client promised, is gone; restore it")
             raise StateError(f"{self.folder}: this client takes part without --dp-epsilon, so it has no budget")
         return made
 
-    def ledgers(self) -> Statement:
-        """What was released of its images. Raises DataError, StateError when they have changed, LedgerError."""
+    def ledgers(self, folder: Path | None) -> Statement:
+        """What was released of its images, by the ledgers in `folder` or in the one it was started with.
+
+        Raises DataError, StateError when the images have changed, LedgerError.
+        """
         digests = self.images().content_digests()
         account = Account(
-            self.settings.ledger or DEFAULT_LEDGER, digests, federation=self.federation_id, client=self.name
+            folder or self.settings.ledger or default_folder(), digests, federation=self.federation_id, client=self.name
         )
-        return check_knows(account, self.promise())
+        return account.expect(self.promise().row)
 
     def model(self, backbone_digest: str) -> LocalModel:
         """Its newest model. Raises StateError when there is none or it is damaged, CheckpointMismatch."""

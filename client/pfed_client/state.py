@@ -75,7 +75,7 @@ class Settings(_Section):
     dp_delta: float | None = None
     """None: the default, which depends on the number of images."""
     ledger: Path | None = None
-    """Folder of the ledgers of what was released of which images. None: `pfed_client.ledger.place.DEFAULT`."""
+    """Folder of the ledgers of what was released of which images. None: `default_folder` of `pfed_client.ledger`."""
 
     def backbone(self, plan: Plan) -> tuple[str, str]:
         """open_clip's name of the frozen model, and its weights (tag or file)."""

@@ -35,6 +35,8 @@ class Countersigning:
         known, new = request.known_head, request.new_head
         if not all(len(head) in (0, _HEAD_BYTES) for head in (known, new)):
             raise MessageRejected(f"the head of a ledger is {_HEAD_BYTES} bytes long")
+        if new and new == known:
+            raise MessageRejected("a ledger that has a new row has a new head")
         advance = partial(self._federation.store.advance_ledger, member.name, known, new)
         record: LedgerRecord = await self._federation.exclusively(partial(asyncio.to_thread, advance))
         reply = fed.CountersignReply(head=record.head, number=record.number)

@@ -282,6 +282,41 @@ def test_what_the_images_spent_before_counts(tmp_path: Path, account: Account) -
     assert 7.8 < epsilon(account.read().events, 1e-5) <= 8  # both federations together
 
 
+@pytest.mark.parametrize(("epsilon", "delta"), [(4.0, 1e-4), (3.0, 1e-5)])
+def test_a_promise_is_not_kept_by_making_an_easier_one(
+    tmp_path: Path, account: Account, epsilon: float, delta: float
+) -> None:
+    """The same epsilon with a larger delta would be more than was promised; a default delta is not larger."""
+    with ClientState(tmp_path / "first") as state:
+        state.claim("a")
+        assert privacy(state, settings(dp_epsilon=4.0, dp_delta=1e-6), PLAN, 100, account) is not None
+    with ClientState(tmp_path / "second") as state:
+        state.claim("a")
+        with pytest.raises(BudgetExhausted, match=r"delta 1e-06 was promised .* give --dp-delta 1e-06, less, or none"):
+            privacy(state, settings(dp_epsilon=epsilon, dp_delta=delta), PLAN, 100, account)
+        assert len(account.read().events) == 1
+        made = privacy(state, settings(dp_epsilon=4.0), PLAN, 100, account)
+        assert made is not None
+        assert made.promise.delta == 1e-6
+
+
+def test_a_larger_epsilon_may_come_with_a_larger_delta(tmp_path: Path, account: Account) -> None:
+    with ClientState(tmp_path / "first") as state:
+        state.claim("a")
+        assert privacy(state, settings(dp_epsilon=4.0, dp_delta=1e-6), PLAN, 100, account) is not None
+    with ClientState(tmp_path / "second") as state:
+        state.claim("a")
+        made = privacy(state, settings(dp_epsilon=8.0, dp_delta=1e-4), PLAN, 100, account)
+        assert made is not None
+        assert made.promise.delta == 1e-4
+
+
+def test_a_promise_of_an_earlier_version_is_refused(state: ClientState, account: Account) -> None:
+    state.promise.write(PROMISE)
+    with pytest.raises(LedgerError, match="made by an earlier version, without a ledger"):
+        privacy(state, settings(dp_epsilon=8.0), PLAN, 100, account)
+
+
 def test_a_promise_without_what_was_released_for_it_is_refused(state: ClientState, account: Account) -> None:
     """Deleting the ledger does not fill the budget up again."""
     asked = settings(dp_epsilon=4.0)

@@ -22,7 +22,6 @@ from datetime import UTC, datetime
 from cryptography import x509
 
 from pfed_client.ledger.account import Account
-from pfed_client.ledger.rows import Reserved
 from pfedsecure.errors import LedgerError
 from pfedsecure.pki.countersignature import Countersignature, LedgerHead, verify_countersignature
 from pfedsecure.wire.api import FederationApi
@@ -56,14 +55,11 @@ class Countersigner:
         return reply.head
 
     async def sign(self, known: bytes) -> None:
-        """Have the server take the newest reservation in the place of `known`, which `ask` gave.
+        """Have the server take what was paid last in the place of `known`, which `ask` gave.
 
         Raises LedgerError where somebody was faster, IdentityError for a signature that is not the server's.
         """
-        own = (await asyncio.to_thread(self.account.read)).own
-        assert own is not None  # there is a reservation in it
-        pairs = zip(own.chain.rows, own.chain.heads, strict=True)
-        head = bytes.fromhex([head for row, head in pairs if isinstance(row, Reserved)][-1])
+        head = bytes.fromhex(self.account.paid)
         request = fed.CountersignRequest(instance_id=self.instance_id, known_head=known, new_head=head)
         reply = await self.api.countersign(request)
         if not reply.countersigned or reply.head != head:
@@ -71,10 +67,9 @@ class Countersigner:
                 f"the server was shown another ledger of {self.member} meanwhile; leave the name to one client, with "
                 "one ledger"
             )
+        made = Countersignature(b"", b"")  # in plain text nobody can say whose it is
         if self.authority is not None:
             signed = LedgerHead(self.federation_id, self.member, reply.number, head)
             made = Countersignature(reply.certificate, reply.signature)
             verify_countersignature(made, signed, self.authority, datetime.now(UTC))
-        await asyncio.to_thread(
-            self.account.countersigned, head.hex(), reply.number, reply.certificate, reply.signature
-        )
+        await asyncio.to_thread(self.account.countersigned, head.hex(), reply.number, made.certificate, made.signature)

@@ -51,7 +51,7 @@ class BudgetReport:
     kinds: Sequence[Kind]
     rounds_planned: int
     rounds_left: int
-    """For how many more rounds of this federation the budget is enough."""
+    """For how many more trainings the budget is enough, up to as many as the federation has rounds."""
 
     @property
     def left(self) -> float:
@@ -72,9 +72,13 @@ def budget_report(client: str, promise: Promise, statement: Statement) -> Budget
     kinds: dict[tuple[str, str], list[Event]] = {}
     for event in events:
         kinds.setdefault((event.what, _mechanism(event)), []).append(event)
-    left, more = 0, [*events, promise.event(1)]
-    while left < promise.rounds and epsilon(more, delta) <= promise.epsilon:
-        left, more = left + 1, [*more, promise.event(1)]
+    enough, too_many = 0, promise.rounds + 1
+    while too_many - enough > 1:
+        rounds = (enough + too_many) // 2
+        if epsilon([*events, *[promise.event(1)] * rounds], delta) <= promise.epsilon:
+            enough = rounds
+        else:
+            too_many = rounds
     return BudgetReport(
         client=client,
         promised=promise.epsilon,
@@ -83,7 +87,7 @@ def budget_report(client: str, promise: Promise, statement: Statement) -> Budget
         releases=releases,
         kinds=[Kind(*of, len(those), epsilon(those, delta)) for of, those in kinds.items()],
         rounds_planned=promise.rounds,
-        rounds_left=left,
+        rounds_left=enough,
     )
 
 
@@ -108,8 +112,8 @@ def budget_lines(report: BudgetReport) -> Iterator[str]:
     """A summary, a line for each kind, and one for each release."""
     yield f"{report.client}: epsilon {report.promised:g}, delta {report.delta:g} for all that is released of its images"
     yield (
-        f"spent {report.spent:.3f}, left {report.left:.3f}: enough for {report.rounds_left} more of the federation's "
-        f"{report.rounds_planned} rounds"
+        f"spent {report.spent:.3f}, left {report.left:.3f}: enough for training in {report.rounds_left} more rounds "
+        f"(the federation has {report.rounds_planned})"
     )
     for kind in report.kinds:
         often = "once" if kind.count == 1 else f"{kind.count} times"

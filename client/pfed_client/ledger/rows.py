@@ -6,21 +6,24 @@ The head of the last row stands for all of them: who knows it notices when one i
 from __future__ import annotations
 
 import hashlib
+import math
+import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, field_validator
 
 from pfedsecure.errors import LedgerError
 from pfedsecure.plan import first_problem
-from pfedsecure.privacy.events import Event
+from pfedsecure.privacy.events import Event, SampledGaussianSteps
 
 FORMAT = 1
 NO_HEAD = ""
 """What the first row follows."""
+NONCE_BYTES = 16
 
 Head = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 """SHA-256 of a line without its end, in hex."""
@@ -42,10 +45,21 @@ class Opened(_Row):
     images: Head
 
 
+class Promised(_Row):
+    """A client of a federation made a promise about everything that is released of these images."""
+
+    kind: Literal["promised"] = "promised"
+    federation: str
+    client: str
+    epsilon: Annotated[float, Field(gt=0, allow_inf_nan=False)]
+    delta: Annotated[float, Field(gt=0, lt=1)]
+
+
 class Reserved(_Row):
     """`event` was paid for by a client of a federation: from here on it counts.
 
-    `beside`: the heads that the ledgers of overlapping sets of images had then, by ledger.
+    `beside`: the heads that the ledgers of overlapping sets of images had then, by ledger. `nonce`: random, so that two
+    copies of a ledger that go on by themselves have no head in common.
     """
 
     kind: Literal["reserved"] = "reserved"
@@ -53,6 +67,33 @@ class Reserved(_Row):
     client: str
     event: Event
     beside: dict[str, Head] = {}
+    nonce: str = Field(default_factory=lambda: secrets.token_hex(NONCE_BYTES))
+
+    @field_validator("event")
+    @classmethod
+    def _makes_sense(cls, event: Event) -> Event:
+        rate, steps = (event.sample_rate, event.steps) if isinstance(event, SampledGaussianSteps) else (1.0, 1)
+        if not (0 <= event.noise_multiplier < math.inf and 0 <= rate <= 1 and steps >= 0):
+            raise ValueError("no mechanism has these numbers")
+        return event
+
+
+class Resumed(_Row):
+    """What was reserved by the row with the head `reservation` is used now: the server had not seen it before."""
+
+    kind: Literal["resumed"] = "resumed"
+    federation: str
+    client: str
+    reservation: Head
+    nonce: str = Field(default_factory=lambda: secrets.token_hex(NONCE_BYTES))
+
+
+class Noted(_Row):
+    """The ledger `ledger`, whose images overlap with these, has come to `head`."""
+
+    kind: Literal["noted"] = "noted"
+    ledger: str
+    head: Head
 
 
 class Countersigned(_Row):
@@ -77,7 +118,7 @@ class Committed(_Row):
     reservation: Head
 
 
-Row = Opened | Reserved | Countersigned | Committed
+Row = Opened | Promised | Reserved | Resumed | Countersigned | Committed | Noted
 
 
 class _Line(BaseModel):

@@ -1,9 +1,11 @@
 """The folder in which the ledgers of all sets of images on this machine are: which of them concern a client.
 
-lock                 held while a row is added
-ID/ledger.jsonl      the rows
-ID/images.bin        of which images
-ID/lock              held by the one client that takes part with exactly these images
+    lock                 held while ledgers are read or a row is added
+    ID/ledger.jsonl      the rows
+    ID/images.bin        of which images
+    ID/lock              held by the one client that takes part with exactly these images
+
+What else is in the folder is left alone.
 """
 
 from __future__ import annotations
@@ -11,6 +13,7 @@ from __future__ import annotations
 import os
 import secrets
 import shutil
+import threading
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,7 +24,7 @@ from filelock import FileLock, Timeout
 from pfed_client.files import sync_folder, write_atomically
 from pfed_client.ledger.images import SALT_BYTES, KnownImages
 from pfed_client.ledger.rows import NO_HEAD, Chain, Opened, Row, encode, head_of, read_chain
-from pfedsecure.errors import LedgerError, StateLocked
+from pfedsecure.errors import LedgerError, StateError, StateLocked
 
 LEDGER_FILE = "ledger.jsonl"
 IMAGES_FILE = "images.bin"
@@ -38,54 +41,73 @@ class Ledger:
 
 
 class Shelf:
-    """All ledgers in `folder`, which is made when the first is."""
+    """All ledgers in `folder`, which is made when the first is. Methods may be called from any thread."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self._thread = threading.Lock()
         self._lock = FileLock(folder / "lock", mode=0o600, thread_local=False)
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Nobody else on this machine adds a row meanwhile. Raises LedgerError."""
+        """Nobody else on this machine reads or adds rows meanwhile. Raises LedgerError."""
+        with self._thread:
+            try:
+                self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+                self._lock.acquire()
+            except OSError as error:
+                raise _unusable(self.folder, error) from None
+            try:
+                yield
+            finally:
+                self._lock.release()
+
+    def exists(self) -> bool:
+        """Whether there is anything to be read. Raises LedgerError where that cannot be known."""
         try:
-            self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            self._lock.acquire()
+            self.folder.stat()
+        except FileNotFoundError:
+            return False
         except OSError as error:
-            raise LedgerError(
-                f"{self.folder}: cannot be used for ledgers ({error.strerror}); mend its permissions, or give another "
-                "--ledger"
-            ) from None
-        try:
-            yield
-        finally:
-            self._lock.release()
+            raise _unusable(self.folder, error) from None
+        return True
 
     def concerning(self, digests: Collection[bytes]) -> tuple[Ledger | None, dict[str, Ledger]]:
         """The ledger of exactly the images with these SHA-256, None before there is one, and those that share some.
 
-        Raises LedgerError where one that is here cannot be trusted, whatever it may be of.
+        Only while `locked`. Raises LedgerError where one of them cannot be trusted, or it cannot be told whether one
+        that cannot be is among them.
         """
+        try:
+            folders = sorted(Path(entry) for entry in os.scandir(self.folder) if entry.is_dir())
+        except OSError as error:
+            raise _unusable(self.folder, error) from None
         own, others = None, {}
-        for folder in sorted(self.folder.glob("*/")) if self.folder.exists() else []:
-            if folder.name.startswith("."):
+        for folder in folders:
+            if folder.name.startswith(".") or not any((folder / file).exists() for file in (LEDGER_FILE, IMAGES_FILE)):
                 continue
-            images, chain = _known_images(folder), _chain(folder / LEDGER_FILE)
-            if not isinstance(opened := next(iter(chain.rows), None), Opened) or opened.images != images.digest():
+            images, content = _known_images(folder), _content(folder / LEDGER_FILE)
+            opened = read_chain(content[: content.find(b"\n") + 1], folder / LEDGER_FILE).rows
+            if not opened or not isinstance(opened[0], Opened) or opened[0].images != images.digest():
                 raise _spoilt(folder, "its two files do not belong together")
             asked = KnownImages.of(digests, images.salt)
-            if asked == images:
-                if own is not None:
-                    raise LedgerError(
-                        f"{self.folder}: {own.name} and {folder.name} are both of these images; leave the newest "
-                        "there, with all that was released, and move the other away"
-                    )
-                own = Ledger(folder.name, images, chain)
-            elif asked.entries & images.entries:
-                others[folder.name] = Ledger(folder.name, images, chain)
+            if not asked.entries & images.entries:
+                continue  # whatever else is wrong with it
+            ledger = Ledger(folder.name, images, read_chain(content, folder / LEDGER_FILE))
+            if asked != images:
+                others[folder.name] = ledger
+            elif own is None:
+                own = ledger
+            else:
+                both = sorted((own, ledger), key=lambda each: len(each.chain.rows))
+                raise LedgerError(
+                    f"{self.folder}: {both[0].name} and {both[1].name} are both of these images; leave the one there "
+                    f"that has everything that was released ({both[1].name} has more rows), and move the other away"
+                )
         return own, others
 
     def open(self, digests: Collection[bytes]) -> Ledger:
-        """A new ledger, on disk on return. Only while `locked`."""
+        """A new ledger, on disk on return. Only while `locked`. Raises LedgerError."""
         for left_over in self.folder.glob(f"{_SCRATCH}*"):  # by a crash
             shutil.rmtree(left_over, ignore_errors=True)
         name, images = secrets.token_hex(8), KnownImages.of(digests, secrets.token_bytes(SALT_BYTES))
@@ -96,21 +118,23 @@ class Shelf:
             write_atomically(scratch / LEDGER_FILE, line)
             scratch.replace(self.folder / name)
             sync_folder(self.folder)
+        except StateError as error:
+            raise LedgerError(str(error)) from None
         except OSError as error:
             raise _unwritable(self.folder, error) from None
         return Ledger(name, images, read_chain(line, self.folder / name / LEDGER_FILE))
 
-    def append(self, ledger: Ledger, row: Row) -> str:
-        """Add a row behind all those of `ledger`; on disk on return, which gives its head. Only while `locked`.
+    def append(self, ledger: Ledger, row: Row) -> Ledger:
+        """Add a row behind all those of `ledger`, which was read while `locked`, as it still is; on disk on return.
 
-        Raises LedgerError, and then nothing may be made of what the row says.
+        Returns the ledger with it. Raises LedgerError, and then nothing may be made of what the row says.
         """
-        path = self.folder / ledger.name / LEDGER_FILE
-        line = encode(row, ledger.chain.head)
+        path, chain = self.folder / ledger.name / LEDGER_FILE, ledger.chain
+        line = encode(row, chain.head)
         try:
             descriptor = os.open(path, os.O_WRONLY)
             try:
-                os.ftruncate(descriptor, ledger.chain.size)  # what a crash left of a row that never was
+                os.ftruncate(descriptor, chain.size)  # what a crash left of a row that never was
                 os.lseek(descriptor, 0, os.SEEK_END)
                 if os.write(descriptor, line) != len(line):
                     raise OSError(0, "only a part was written")
@@ -119,11 +143,12 @@ class Shelf:
                 os.close(descriptor)
         except OSError as error:
             raise _unwritable(path, error) from None
-        return head_of(line[:-1])
+        longer = Chain([*chain.rows, row], [*chain.heads, head_of(line[:-1])], chain.size + len(line))
+        return Ledger(ledger.name, ledger.images, longer)
 
     @contextmanager
     def held(self, name: str) -> Iterator[None]:
-        """This process alone takes part with the images of the ledger `name`. Raises StateLocked."""
+        """This process alone takes part with the images of the ledger `name`. Raises StateLocked, LedgerError."""
         lock = FileLock(self.folder / name / "lock", timeout=0, mode=0o600, thread_local=False)
         try:
             lock.acquire()
@@ -132,6 +157,8 @@ class Shelf:
                 f"{self.folder / name}: another client on this machine takes part with the same images, and the two "
                 "would spend one budget; stop it, or let it end first"
             ) from None
+        except OSError as error:
+            raise _unwritable(self.folder / name, error) from None
         try:
             yield
         finally:
@@ -139,24 +166,27 @@ class Shelf:
 
 
 def _known_images(folder: Path) -> KnownImages:
-    try:
-        images = KnownImages.from_bytes((folder / IMAGES_FILE).read_bytes())
-    except OSError as error:
-        raise _spoilt(folder, f"{IMAGES_FILE} cannot be read ({error.strerror})") from None
+    images = KnownImages.from_bytes(_content(folder / IMAGES_FILE))
     if images is None:
         raise _spoilt(folder, f"{IMAGES_FILE} is damaged")
     return images
 
 
-def _chain(path: Path) -> Chain:
+def _content(path: Path) -> bytes:
     try:
-        return read_chain(path.read_bytes(), path)
+        return path.read_bytes()
     except OSError as error:
         raise _spoilt(path.parent, f"{path.name} cannot be read ({error.strerror})") from None
 
 
 def _spoilt(folder: Path, what: str) -> LedgerError:
     return LedgerError(f"{folder}: not the ledger that was kept there ({what}); restore the newest copy of the folder")
+
+
+def _unusable(folder: Path, error: OSError) -> LedgerError:
+    return LedgerError(
+        f"{folder}: cannot be used for ledgers ({error.strerror}); mend its permissions, or give another --ledger"
+    )
 
 
 def _unwritable(path: Path, error: OSError) -> LedgerError:

@@ -3,10 +3,11 @@
     python killing.py FOLDER [--put-back] [--without reservation|countersignature] [--every N]
 
 A boundary is before and after each system call of the ledger (of a write also its middle), each answer of the server
-about the ledger, each drawing of noise, each saving of the model and each sending. For each of them: a federation of
-two from its first round, in a process that ends with SIGKILL there; another process that goes on to the end. With
-`--put-back` the ledger is first replaced by a copy: each of those that were made before a row was added. `--without`
-takes a protection out, to see that it would be noticed. Prints what it found, as JSON.
+about the ledger, each drawing of noise, each saving of the promise and of the model, and each sending. The noised
+number of images counts as drawn when the promise is saved: before that it is in no file and in no message. For each of
+them: a federation of two from its first round, in a process that ends with SIGKILL there; another process that goes on
+to the end. With `--put-back` the ledger is first replaced by a copy: each of those that were made before a row was
+added. `--without` takes a protection out, to see that it would be noticed. Prints what it found, as JSON.
 """
 
 from __future__ import annotations
@@ -26,23 +27,31 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+from pfed_client import promise as promising
 from pfed_client.agreement import agree
 from pfed_client.ledger import shelf
 from pfed_client.ledger.account import Account
-from pfed_client.ledger.budget import LedgerBudget
-from pfed_client.privacy import Privacy
-from pfed_client.promise import Promise
+from pfed_client.privacy import Privacy, privacy
 from pfed_client.session import Session
-from pfed_client.state import ClientState
+from pfed_client.state import ClientState, Settings
 from pfedsecure.errors import BudgetExhausted, LedgerError
 from pfedsecure.privacy.accountant import epsilon
 
-ROUNDS, SPARE = 2, 2
+ROUNDS = 2
 DONE, EXHAUSTED, REFUSED, FAILED = 0, 3, 4, 5
-PROMISE = Promise(
-    epsilon=50, delta=1e-5, size=3, size_noise_multiplier=6, noise_multiplier=2, sample_rate=0.5, steps=3, rounds=ROUNDS
+EPSILON, DELTA, NOISE = 50.0, 1e-5, 2.0
+SETTINGS = Settings(
+    data="images",
+    data_root=Path(),
+    test_fraction=0.5,
+    strict=False,
+    model=None,
+    pretrained=None,
+    backbone_dir=None,
+    precision="fp32",
+    dp_epsilon=EPSILON,
+    dp_delta=DELTA,
 )
-LIMIT = epsilon([PROMISE.event(1)] * (ROUNDS + SPARE), PROMISE.delta)
 IMAGES = [sha256(b"%d" % number).digest() for number in range(5)]
 
 
@@ -104,7 +113,8 @@ class Killer:
 async def take_part(home: Path, members: Any, killer: Killer, without: str | None) -> None:
     """One run of the federation: client `a` is private and watched, `b` is neither."""
     folder = home / "federation"
-    it = conftest.Federation(conftest.small_plan(rounds__count=ROUNDS), folder, members)
+    plan = conftest.small_plan(rounds__count=ROUNDS, privacy__steps=3)
+    it = conftest.Federation(plan, folder, members)
     account = account_of(home, it.store.load().federation_id)
     watched_os = SimpleNamespace(**{name: getattr(os, name) for name in dir(os)})
     for name in ("open", "ftruncate", "fsync", "close"):
@@ -130,7 +140,16 @@ async def take_part(home: Path, members: Any, killer: Killer, without: str | Non
                 os.fsync(file.fileno())
             killer.boundary()
 
+    save_promise = promising.write_atomically
+
+    def save(path: Path, content: bytes) -> None:
+        killer.boundary()
+        save_promise(path, content)
+        draw(0, 1)
+
     trainer.before_step = draw
+    promising.write_atomically = save  # type: ignore[attr-defined]
+    promising.noise_multiplier = lambda *_, **__: NOISE  # type: ignore[attr-defined]  # seconds, each time
     await it.coordinator.start()
     real = it.api("a")
     calls = ("countersign", "publish_expert", "submit_step")
@@ -138,17 +157,19 @@ async def take_part(home: Path, members: Any, killer: Killer, without: str | Non
     with ClientState(folder / "a") as state:
         state.claim("a")
         state.save_model = killer.around(state.save_model)  # type: ignore[method-assign]
-        budget: Any = LedgerBudget(account, LIMIT, PROMISE.delta)
         if without == "reservation":
-            budget = Late(budget)
+            Privacy.reserve = late  # type: ignore[method-assign,assignment]
+        agreement = await agree(api, state)
+        made = privacy(state, SETTINGS, plan, 3, account)
+        assert made is not None
         session = Session(
             api,
-            await agree(api, state),
+            agreement,
             state,
             trainer,
             backbone_digest=conftest.BACKBONE_DIGEST,
             identity=members.identity("a"),
-            privacy=Privacy(PROMISE, budget, None if without else account),
+            privacy=Privacy(made.promise, made.budget, None) if without else made,
         )
         peer = asyncio.create_task(it.run("b"))
         try:
@@ -159,14 +180,9 @@ async def take_part(home: Path, members: Any, killer: Killer, without: str | Non
             await it.coordinator.stop()
 
 
-class Late:
-    """What must not be: a budget that is told of what was done, afterwards."""
-
-    def __init__(self, budget: Any) -> None:
-        self.budget = budget
-
-    def reserve(self, event: Any) -> Any:
-        return SimpleNamespace(commit=lambda: self.budget.reserve(event).commit())
+async def late(self: Privacy, round_number: int, countersigner: Any) -> Any:
+    """What must not be: the ledger is told of what was done, afterwards."""
+    return SimpleNamespace(commit=lambda: self.budget.reserve(self.promise.event(round_number)).commit())
 
 
 def account_of(home: Path, federation_id: str = "whichever") -> Account:
@@ -209,7 +225,7 @@ def complaint(home: Path, members: Any, without: str | None) -> str | None:
     paid = Counter(event.round for event in events)
     if drawn(home) - paid:
         return f"drew {sorted(drawn(home).elements())}, paid for {sorted(paid.elements())}"
-    if epsilon(events, PROMISE.delta) > LIMIT:
+    if epsilon(events, DELTA) > EPSILON:
         return f"overspent: {sorted(paid.elements())}"
     return None
 

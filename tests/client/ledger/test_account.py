@@ -6,6 +6,7 @@ import multiprocessing
 import shutil
 import stat
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -90,25 +91,23 @@ def test_files_are_their_owners_alone_and_tell_no_image(
 def test_a_ledger_beside_that_is_gone_or_older_is_noticed(
     open_account: Callable[..., Account], training: Any, allow: Any, tmp_path: Path
 ) -> None:
-    """Its releases counted when this one was last added to; they would not any more."""
-    other, own = open_account(range(4, 9)), open_account(range(5))
-    other.reserve(training(1), allow)
-    (folder,) = folders(other)
+    """Its releases counted, and would not any more: whether this one was added to afterwards or not."""
+    open_account(range(4, 9)).reserve(training(1), allow)
+    (folder,) = folders(open_account())
     shutil.copytree(folder, tmp_path / "older")
-    other.reserve(training(2), allow)
-    own.reserve(training(3), allow)
-    assert len(own.read().events) == 3
+    open_account().reserve(training(2), allow)
+    open_account(range(4, 9)).reserve(training(3), allow)
+    assert len(open_account().read().events) == 3
     shutil.copytree(folder, tmp_path / "newest")
     put_back(tmp_path / "older", folder)
-    with pytest.raises(LedgerError, match=f"{folder.name}: gone, or an older copy"):
-        own.read()
-    with pytest.raises(LedgerError, match="gone, or an older copy"):
-        other.read()  # the one that was put back is told by its neighbour
+    for images in (range(5), range(4, 9)):  # the one that was put back is told by its neighbour
+        with pytest.raises(LedgerError, match=f"{folder.name}: gone, or an older copy"):
+            open_account(images).read()
     shutil.rmtree(folder)
-    with pytest.raises(LedgerError, match="gone, or an older copy"):
-        own.reserve(training(4), allow)
+    with pytest.raises(LedgerError, match=f"{folder.name}: gone, or an older copy"):
+        open_account().reserve(training(4), allow)
     shutil.copytree(tmp_path / "newest", folder)
-    own.reserve(training(4), allow)
+    open_account().reserve(training(4), allow)
 
 
 def test_two_ledgers_of_the_same_images_are_refused(
@@ -118,7 +117,7 @@ def test_two_ledgers_of_the_same_images_are_refused(
     account.reserve(training(1), allow)
     (folder,) = folders(account)
     shutil.copytree(folder, folder.with_name("copy"))
-    with pytest.raises(LedgerError, match="are both of these images; leave the newest"):
+    with pytest.raises(LedgerError, match=r"are both of these images; .* has more rows\)"):
         account.read()
 
 
@@ -176,11 +175,11 @@ def test_a_signature_does_not_move_to_another_chain(
 
     path.write_bytes(forged(signed=True))
     with pytest.raises(LedgerError, match="line 3, a server's signature, is not good"):
-        account.read()
+        open_account().read()
     path.write_bytes(forged(signed=False))
-    account.read()
+    open_account().read()
     with pytest.raises(LedgerError, match="the server knows a row of a's ledger"):
-        account.server_has(head)
+        open_account().server_has(head)
 
 
 def test_one_client_at_a_time(open_account: Callable[..., Account]) -> None:
@@ -226,3 +225,92 @@ def test_processes_that_share_a_ledger_spend_one_budget(open_account: Callable[.
         process.join()
     assert total == count
     assert epsilon(open_account().read().events, DELTA) <= limit
+
+
+def test_what_a_process_wrote_must_stay(
+    open_account: Callable[..., Account], training: Any, allow: Any, tmp_path: Path
+) -> None:
+    """An older copy, or none, under a client that runs: the next look finds it, with or without a server."""
+    account = open_account()
+    account.reserve(training(1), allow)
+    (folder,) = folders(account)
+    shutil.copytree(folder, tmp_path / "older")
+    account.reserve(training(2), allow)
+    put_back(tmp_path / "older", folder)
+    with pytest.raises(LedgerError, match="what this client released is not in the ledger"):
+        account.reserve(training(3), allow)
+    shutil.rmtree(account.folder)
+    with pytest.raises(LedgerError, match="what this client released is not in the ledger"):
+        account.read()
+    with pytest.raises(LedgerError, match="what this client released is not in the ledger"):
+        account.reserve(training(3), allow)  # and no new ledger is begun
+    assert open_account().read().own is None
+
+
+def test_a_promise_needs_its_own_row_and_not_one_that_looks_alike(
+    open_account: Callable[..., Account], training: Any, allow: Any
+) -> None:
+    """As another federation with the same epsilon would have written it."""
+    first = open_account()
+    first.reserve(training(1), allow)
+    promised = first.promise(8.0, DELTA)
+    assert [row.epsilon for row in open_account().expect(promised).promises] == [8.0]
+    shutil.rmtree(first.folder)
+    second = open_account(federation="g")
+    second.reserve(training(1), allow)
+    second.promise(8.0, DELTA)
+    with pytest.raises(LedgerError, match="what this client released is not in the ledger"):
+        open_account().expect(promised)
+
+
+def test_copies_that_go_on_by_themselves_have_no_head_in_common(
+    open_account: Callable[..., Account], training: Any, allow: Any, tmp_path: Path
+) -> None:
+    """Two copies of a ledger, each of which resumes one reservation that the server has not seen."""
+    account = open_account()
+    account.reserve(training(1), allow)
+    reservation, paid = account.reserve(training(2), allow), account.paid
+    assert reservation == paid
+    (folder,) = folders(account)
+    shutil.copytree(folder, tmp_path / "copy")
+    heads = set()
+    for _ in range(2):
+        put_back(tmp_path / "copy", folder)
+        copy = open_account()
+        copy.server_has("")
+        assert copy.reserve(training(2), allow) == reservation
+        heads.add(copy.paid)
+    assert len(heads | {paid}) == 3
+    again = open_account()  # killed once more before the server saw anything
+    again.server_has("")
+    assert again.reserve(training(2), allow) == reservation
+    assert again.paid not in heads
+    seen = open_account()
+    seen.server_has(again.paid)
+    assert seen.reserve(training(2), allow) != reservation
+    assert [event.round for event in seen.read().events] == [1, 2, 2]
+
+
+def test_what_is_no_ledger_and_what_is_of_other_images_does_not_matter(
+    open_account: Callable[..., Account], training: Any, allow: Any
+) -> None:
+    account = open_account()
+    account.reserve(training(1), allow)
+    (account.folder / "lost+found").mkdir()
+    shutil.copytree(folders(account)[0], account.folder / "backup" / "ledger")
+    open_account(range(7, 9)).reserve(training(1), allow)
+    for folder in folders(account):
+        path = folder / "ledger.jsonl"
+        if path.exists() and len(path.read_bytes().splitlines()) == 2 and folder.name != account.read().own.name:  # type: ignore[union-attr]
+            path.write_bytes(path.read_bytes().replace(b'"steps":10', b'"steps":1') + b"junk\n")
+    assert account.read().events == [training(1)]
+    with pytest.raises(LedgerError, match="line 3 cannot be read"):
+        open_account(range(7, 9)).read()
+
+
+def test_one_account_and_many_threads(open_account: Callable[..., Account], training: Any, allow: Any) -> None:
+    account = open_account()
+    with ThreadPoolExecutor(8) as threads:
+        heads = list(threads.map(lambda number: account.reserve(training(number), allow), range(40)))
+    assert len(set(heads)) == 40
+    assert sorted(event.round for event in account.read().events) == list(range(40))

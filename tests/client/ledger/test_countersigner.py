@@ -13,7 +13,8 @@ import pytest
 from pfed_client.agreement import agree
 from pfed_client.ledger.account import Account
 from pfed_client.ledger.budget import LedgerBudget
-from pfed_client.ledger.rows import Committed, Countersigned, Opened, Reserved
+from pfed_client.ledger.countersigner import Countersigner
+from pfed_client.ledger.rows import Committed, Countersigned, Opened, Reserved, Resumed
 from pfed_client.privacy import Privacy
 from pfed_client.promise import Promise
 from pfed_client.session import Session
@@ -171,6 +172,7 @@ async def test_an_answer_that_was_lost_is_paid_for_and_a_request_is_not(
         await a.run()
         await peer
         assert a.paid() == ([1, 1, 2, 3] if taken else [1, 2, 3])
+        assert len(a.rows(Resumed)) == (not taken)
         assert a.trainer.trained == [1, 2, 3]
 
 
@@ -241,6 +243,48 @@ async def test_nobody_but_the_server_countersigns(federation: Any, make_trainer:
         await peer
 
 
+async def test_a_server_cannot_ask_whether_two_clients_have_the_same_images(
+    federation: Any, make_trainer: Any, around: Any
+) -> None:
+    """It shows one the head of the other: the answer is the same, whether that is in a ledger of the same images."""
+    async with federation() as it:
+        a, api = Private(it, make_trainer), it.api("a")
+        federation_id = it.store.load().federation_id
+        other = Account(a.folder, digests(range(5)), federation=federation_id, client="b")
+        elsewhere = Account(a.folder, digests(range(5)), federation="another", client="a")
+        foreign = [account.reserve(PROMISE.event(1), lambda events: None) for account in (other, elsewhere)]
+        for head in [*foreign, "ab" * 32]:
+
+            async def of_another(request: fed.CountersignRequest, head: str = head) -> fed.CountersignReply:
+                return fed.CountersignReply(head=bytes.fromhex(head), number=1)
+
+            with pytest.raises(LedgerError, match="the server knows a row of a's ledger"):
+                await a.run(around(api, countersign=of_another))
+        assert a.trainer.trained == []
+
+
+async def test_in_plain_text_nothing_that_a_server_calls_a_signature_is_kept(
+    federation: Any, make_trainer: Any, around: Any
+) -> None:
+    """It could not be verified, now or later, and would spoil the ledger for good."""
+    async with federation() as it:
+        a, api = Private(it, make_trainer), it.api("a")
+
+        async def junk(request: fed.CountersignRequest) -> fed.CountersignReply:
+            reply = await api.countersign(request)
+            reply.certificate, reply.signature = b"junk", b"junk"
+            return reply
+
+        account = a.account()
+        await api.join(fed.JoinRequest(plan_digest=(await api.get_plan()).plan_digest, instance_id="i"))
+        federation_id = it.store.load().federation_id
+        countersigner = Countersigner(around(api, countersign=junk), account, federation_id, "a", "i", None)
+        known = await countersigner.ask()
+        account.reserve(PROMISE.event(1), lambda events: None)
+        await countersigner.sign(known)
+        assert [(row.certificate, row.signature) for row in a.rows(Countersigned)] == [("", "")]
+
+
 async def test_a_server_that_forgot_is_told_and_nothing_is_forgotten_here(
     federation: Any, make_trainer: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -306,6 +350,10 @@ async def test_what_is_no_head_is_refused(federation: Any) -> None:
         again = await api.countersign(fed.CountersignRequest(instance_id=instance, new_head=b"x" * 32))
         assert first == again  # its answer may have been lost
         assert (first.countersigned, first.number) == (True, 1)
+        with pytest.raises(MessageRejected, match="has a new head"):
+            await api.countersign(
+                fed.CountersignRequest(instance_id=instance, known_head=b"x" * 32, new_head=b"x" * 32)
+            )
         late = fed.CountersignRequest(instance_id=instance, known_head=b"z" * 32, new_head=b"y" * 32)
         reply = await api.countersign(late)
         assert (reply.countersigned, reply.head, reply.signature) == (False, b"x" * 32, b"")

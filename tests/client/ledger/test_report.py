@@ -63,7 +63,7 @@ def test_for_people_and_for_programs(open_account: Callable[..., Account], allow
     lines = list(budget_lines(report))
     assert lines[0] == "a: epsilon 8, delta 1e-05 for all that is released of its images"
     assert lines[1].startswith(
-        f"spent {report.spent:.3f}, left {report.left:.3f}: enough for {report.rounds_left} more"
+        f"spent {report.spent:.3f}, left {report.left:.3f}: enough for training in {report.rounds_left} more"
     )
     assert len(lines) == 2 + 2 + 2
     assert "prompt and gate, round 1  reserved  epsilon so far" in lines[-1]

@@ -94,6 +94,15 @@ def test_less_noise_or_fewer_steps_are_noticed() -> None:
             read_chain(b"".join([*LINES[:2], edited, *LINES[3:]]), PATH)
 
 
+@pytest.mark.parametrize(("field", "value"), [("steps", -1), ("noise_multiplier", -2.0), ("sample_rate", 3.0)])
+def test_numbers_that_no_mechanism_has_are_refused(field: str, value: float) -> None:
+    """Also in the last row, which nothing follows that could tell."""
+    values = json.loads(LINES[2])
+    values["row"]["event"][field] = value
+    with pytest.raises(LedgerError, match=r"line 3 cannot be read .*no mechanism has these numbers"):
+        read_chain(b"".join([*LINES[:2], json.dumps(values).encode() + b"\n"]), PATH)
+
+
 def test_a_newer_form_is_refused() -> None:
     line = LINES[0].replace(b'"format":1', b'"format":2')
     assert line != LINES[0]
