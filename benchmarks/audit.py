@@ -1,192 +1,230 @@
 """Does epsilon hold? An attack on what a private client publishes, and the epsilon that its success refutes.
 
-Two audits, of the training that `pfed-client` runs, at several epsilons and without privacy:
+Three audits, of the training that `pfed-client` runs, at several epsilons and without privacy:
 
-- `one run` (Steinke et al. 2023): a hundred canaries, each in the data by a fair coin; the adversary guesses the coins
-  of the quarter with the largest scores and of the quarter with the smallest.
-- `membership`: many trainings with one canary in the data or not. Half of them are the adversary's own, to which it
-  fits normal distributions with and without (a likelihood ratio test, as in LiRA, Carlini et al. 2022).
+- `coins` (Steinke et al. 2023): dozens of canaries in a training, each by a fair coin; the adversary guesses the coins
+  with the largest scores and those with the smallest. Trainings are repeated, each with coins and noise of its own, and
+  their guesses are counted together: no coin is in two of them, so all of them together are as private as one.
+- `membership`: many trainings with one canary in the data or not. Some are the adversary's own, to which it fits normal
+  distributions with and without (a likelihood ratio test, as in LiRA, Carlini et al. 2022) and chooses its threshold.
+- `gaussian`: the same trainings, and the claim that noise is what it is said to be, in one release of everybody.
 
-Two settings: `demo` has the steps, samples and learning rates of the embedded demo; `one step` takes all images at
-once, one step a round, in which moves are easiest to read. Each bound holds with a probability of 95 %: of many rows
-some can be above their epsilon by chance even where it holds.
+Rows with a flaw are of a client that does not do what it promises: they show what the audit would find. All bounds of a
+report hold together with 95 %: each with 1 - 0.05 / (number of rows).
 """
 
 from __future__ import annotations
 
-import math
+from collections.abc import Callable
+from dataclasses import dataclass
 from functools import cache
-from pathlib import Path
 from statistics import fmean, pstdev
 
 import click
 import numpy as np
+from numpy.typing import NDArray
+from scipy.stats import norm  # type: ignore[import-untyped]
 
-from pfed_cli.demo.layout import demo_clients, demo_plan
-from pfed_client.participant import agreed_backbone, split
-from pfed_client.promise import Promise, promise
-from pfed_client.state import Settings
-from pfedsecure.clip.backbone import Backbone
-from pfedsecure.clip.features import FeatureSet, image_features
-from pfedsecure.data import open_images
-from pfedsecure.plan import Plan, PrivacyPlan, RoundsPlan
-from pfedsecure.privacy.budget import Budget, Reservation
-from pfedsecure.privacy.events import Event
+from pfedsecure.clip.features import FeatureSet
 from pfedsecure.seeds import derive_seed
 
-from .audit_attack import Target, canaries, scores
-from .audit_bounds import membership_bound, one_run_bound
+from .audit_attack import Attack, FromLosses, FromMoves, View
+from .audit_bounds import gaussian_bound, membership_bound, one_run_bound
+from .audit_target import DELTA, SETTINGS, audited
 from .contract import Bar, Outcome, Row, benchmark
+
+Array = NDArray[np.float64]
 
 EPSILONS = (None, 8.0, 4.0, 1.0)
 """None: without differential privacy."""
-DELTA = 1e-5
-SETTINGS = ("demo", "one step")
-OWN_IMAGES, CANARIES = 40, 100
-ROUNDS, QUICK_ROUNDS = 10, 3
-MEMBERSHIP_ROUNDS = 3
-RUNS, QUICK_RUNS = 3, 1
-TRAININGS, QUICK_TRAININGS = 60, 12
-"""Of `membership`, with the canary and without, half of them the adversary's own."""
+TOGETHER = 0.95
+"""Confidence in all bounds of a report at once."""
+GUESSED, GUESSED_IN_CLEAR = 0.2, 0.5
+"""Shares of coins that are guessed: with privacy, and where scores are expected to be far apart."""
+
+
+@dataclass(frozen=True)
+class Size:
+    """How many trainings: by setting, of `coins` with privacy, without it, and with flaws; of `membership`, with the
+    canary and without each, the adversary's own and those that count."""
+
+    runs: dict[str, int]
+    open_runs: dict[str, int]
+    flawed_runs: dict[str, int]
+    shadows: int
+    tests: int
+
+
+FULL = Size(
+    runs={"one step": 500, "one step, per-sample": 500, "thirty sampled steps": 120, "demo": 60},
+    open_runs={"one step": 500, "demo": 250},
+    flawed_runs={"one step": 100, "thirty sampled steps": 60},
+    shadows=100,
+    tests=800,
+)
+QUICK = Size(
+    runs={"one step": 32},
+    open_runs={"one step": 32},
+    flawed_runs={"one step": 32},
+    shadows=20,
+    tests=40,
+)
+
+
+@dataclass(frozen=True)
+class Case:
+    """What one row is about."""
+
+    audit: str
+    setting: str
+    epsilon: float | None
+    flaw: str | None = None
+
+    def __str__(self) -> str:
+        epsilon = "without privacy" if self.epsilon is None else f"epsilon {self.epsilon:g}"
+        return ", ".join(filter(None, (self.audit, self.setting, epsilon, self.flaw)))
+
+
+def cases(size: Size) -> list[Case]:
+    """All rows."""
+    found = [Case("coins", setting, epsilon) for setting in size.runs for epsilon in EPSILONS if epsilon is not None]
+    # Without privacy there is no mechanism and no sample: one step of any is the same.
+    found += [Case("coins", setting, None) for setting in size.open_runs]
+    found += [Case("membership", "one step", epsilon) for epsilon in EPSILONS]
+    found += [Case("gaussian", "one step", epsilon) for epsilon in EPSILONS if epsilon is not None]
+    for epsilon in (4.0, 1.0):  # no number of right guesses refutes 8 with this delta
+        found += [
+            Case("coins", "one step", epsilon, flaw) for flaw in ("a tenth of the noise", "clips at ten times the norm")
+        ]
+    found.append(Case("gaussian", "one step", 8.0, "a tenth of the noise"))
+    if size.tests >= FULL.tests:  # fewer do not show so little
+        found.append(Case("gaussian", "one step", 8.0, "seven tenths of the noise"))
+    if "thirty sampled steps" in size.flawed_runs:
+        found.append(Case("coins", "thirty sampled steps", 1.0, "everybody in every step"))
+    return found
 
 
 @benchmark
-@click.option("--runs", type=click.IntRange(1), help=f"Audits in one run, of each kind.  [default: {RUNS}]")
-def command(*, quick: bool, runs: int | None) -> Outcome:
+def command(*, quick: bool) -> Outcome:
     """What the success of an attack on published prompts says about epsilon, from below."""
-    rounds = QUICK_ROUNDS if quick else ROUNDS
-    runs = runs or (QUICK_RUNS if quick else RUNS)
-    trainings = QUICK_TRAININGS if quick else TRAININGS
+    size = QUICK if quick else FULL
+    todo = cases(size)
+    confidence = 1 - (1 - TOGETHER) / len(todo)
     rows: list[Row] = []
-    for setting in SETTINGS:
-        for epsilon in EPSILONS:
-            click.echo(f"one run, {setting}, epsilon {_named(epsilon)}", err=True)
-            rows += [one_run(setting, epsilon, rounds, seed) for seed in range(1, runs + 1)]
-    for epsilon in EPSILONS:
-        click.echo(f"membership, epsilon {_named(epsilon)}", err=True)
-        rows.append(membership("one step", epsilon, MEMBERSHIP_ROUNDS, trainings))
+    for case in todo:
+        click.echo(f"{case}", err=True)
+        rows.append(row_of(case, size, confidence))
     params = {
-        "rounds": rounds,
-        "canaries": CANARIES,
-        "own": OWN_IMAGES,
-        "trainings": trainings,
-        "membership_rounds": MEMBERSHIP_ROUNDS,
         "delta": DELTA,
+        "confidence": TOGETHER,
+        "rounds": {name: setting.rounds for name, setting in SETTINGS.items()},
+        "canaries": {name: setting.canaries for name, setting in SETTINGS.items()},
+        "runs": size.runs,
+        "shadows": size.shadows,
     }
     return Outcome(params=params, rows=rows, bars=bars(rows))
 
 
-def one_run(setting: str, epsilon: float | None, rounds: int, seed: int, *, noise: float = 1.0) -> Row:
-    """One row. `noise`: of what the promise says; less than 1 is for a test, of a mechanism that does not keep it."""
-    target = audited(setting, epsilon, rounds, seed, OWN_IMAGES + CANARIES // 2, noise)
-    coins = np.random.default_rng(derive_seed(seed, "coins")).integers(2, size=CANARIES).astype(bool)
-    planted = canaries(CANARIES, target.own.features.shape[1], len(target.plan.class_names), seed)
-    order = np.argsort(scores(target, planted, coins))
-    out, members = order[: CANARIES // 4], order[-CANARIES // 4 :]
-    right = int((~coins[out]).sum() + coins[members].sum())
-    bound = one_run_bound(CANARIES, CANARIES // 2, right, DELTA)
-    return _row("one run", setting, epsilon, bound, right=right, guesses=CANARIES // 2)
-
-
-def membership(setting: str, epsilon: float | None, rounds: int, trainings: int) -> Row:
-    """One row."""
-    found: dict[bool, list[float]] = {True: [], False: []}
-    for seed in range(1, trainings + 1):
-        for member in (True, False):
-            target = audited(setting, epsilon, rounds, seed, OWN_IMAGES, 1.0)
-            planted = canaries(1, target.own.features.shape[1], len(target.plan.class_names), 1)
-            found[member].append(float(scores(target, planted, np.array([member]))[0]))
-    half = trainings // 2
-    fits = {member: (fmean(values[:half]), max(pstdev(values[:half]), 1e-9)) for member, values in found.items()}
-
-    def says_member(score: float) -> bool:
-        logs = {m: -((score - mean) ** 2) / (2 * sd**2) - math.log(sd) for m, (mean, sd) in fits.items()}
-        return logs[True] > logs[False]
-
-    caught, mistaken = (sum(map(says_member, found[member][half:])) for member in (True, False))
-    others = trainings - half
-    bound = membership_bound(caught, others, mistaken, others, DELTA)
-    right = caught + others - mistaken
-    return _row("membership", setting, epsilon, bound, right=right, guesses=2 * others)
-
-
-def audited(setting: str, epsilon: float | None, rounds: int, seed: int, size: int, noise: float) -> Target:
-    """A client of the demo, alone and without experts, that holds `size` images with its canaries."""
-    plan = demo_plan(rounds=rounds, n_clients=5, seed=1).model_copy(update={"seed": seed})
-    update: dict[str, object] = {"mixture": plan.mixture.model_copy(update={"experts": 0})}
-    if setting == "one step":
-        update["training"] = plan.training.model_copy(update={"local_epochs": 1, "batch_size": 1024})
-        update["privacy"] = plan.privacy.model_copy(update={"steps": 1, "batch_size": 2 * size})
-    plan = plan.model_copy(update=update)
-    backbone, own = _images()
-    made: Promise | None = None
-    if epsilon is not None:
-        made = _promised(plan.rounds, plan.privacy, epsilon, size)
-        made = made.model_copy(update={"noise_multiplier": noise * made.noise_multiplier})
-    return Target(plan, backbone, own, made)
-
-
-@cache
-def _promised(rounds: RoundsPlan, privacy: PrivacyPlan, epsilon: float, size: int) -> Promise:
-    """Made once for all trainings alike: to solve for the noise takes longer than a training."""
-    plan = Plan(class_names=("any", "other"), rounds=rounds, privacy=privacy)
-    return promise(plan, epsilon, DELTA, size, lambda _epsilon, _delta: _Granted())
+def row_of(case: Case, size: Size, confidence: float = TOGETHER) -> Row:
+    """The row of `case`, whose bound holds with `confidence`."""
+    found = _coins(case, size, confidence) if case.audit == "coins" else _membership(case, size, confidence)
+    named: Row = {"audit": case.audit, "setting": case.setting, "epsilon": case.epsilon, "flaw": case.flaw}
+    return named | found
 
 
 def bars(rows: list[Row]) -> dict[str, Bar]:
-    """The largest bound over its epsilon, and the largest without privacy, in one run."""
-    private = [float(str(row["bound"])) / float(str(row["epsilon"])) for row in rows if row["epsilon"] is not None]
-    open_ = [float(str(row["bound"])) for row in rows if row["epsilon"] is None and row["audit"] == "one run"]
+    """Of sound clients the largest bound over its epsilon. What shows that this means something: without privacy the
+    smallest bound of all attacks, and of clients with flaws the smallest over its epsilon."""
+    sound = [_over_epsilon(row) for row in rows if row["epsilon"] is not None and row["flaw"] is None]
+    flawed = [_over_epsilon(row) for row in rows if row["flaw"] is not None]
+    open_ = [float(str(row["bound"])) for row in rows if row["epsilon"] is None]
     return {
-        "lower_bound_over_epsilon": Bar.of(max(private), 1.0, "<="),
-        "lower_bound_at_inf": Bar.of(max(open_), 1.0, ">="),
+        "lower_bound_over_epsilon": Bar.of(max(sound), 1.0, "<="),
+        "lower_bound_at_inf": Bar.of(min(open_), 1.0, ">="),
+        "flaws_over_epsilon": Bar.of(min(flawed), 1.0, ">="),
     }
 
 
-def _named(epsilon: float | None) -> str:
-    return "inf" if epsilon is None else f"{epsilon:g}"
+def _over_epsilon(row: Row) -> float:
+    return float(str(row["bound"])) / float(str(row["epsilon"]))
 
 
-class _Granted(Budget, Reservation):
-    """Audits are of public images: nothing is to be accounted for."""
-
-    def reserve(self, event: Event) -> Reservation:
-        return self
-
-    def commit(self) -> None:
-        return
-
-
-_KEPT: list[tuple[Backbone, FeatureSet]] = []
-
-
-def _images() -> tuple[Backbone, FeatureSet]:
-    """The embedded model, and the features of some training images of the demo's first client."""
-    if not _KEPT:
-        plan, client = demo_plan(rounds=1, n_clients=5, seed=1), demo_clients(5, 1)[0]
-        settings = Settings(
-            data=client.data,
-            data_root=Path(),
-            test_fraction=0.5,
-            strict=False,
-            model=None,
-            pretrained=None,
-            backbone_dir=None,
-            precision="fp32",
-        )
-        images = open_images(client.data, strict=False, root=Path()).relabel(plan.class_names)
-        backbone = agreed_backbone(plan, settings, "cpu")
-        rows, _ = split(images, plan, client.name, settings.test_fraction)
-        _KEPT.append((backbone, image_features(backbone, images.subset(rows[:OWN_IMAGES]))))
-    return _KEPT[0]
+def _coins(case: Case, size: Size, confidence: float) -> Row:
+    setting = SETTINGS[case.setting]
+    sizes = size.flawed_runs if case.flaw else size.runs if case.epsilon is not None else size.open_runs
+    runs = sizes[case.setting]
+    attack = _attack(case, setting.canaries)
+    rng = np.random.default_rng(derive_seed(1, "coins"))
+    coins = rng.integers(2, size=(runs, setting.canaries)).astype(bool)
+    scores = np.array([attack.scores(included) for included in coins])
+    if case.setting == "demo":
+        # Losses are no likelihoods: some canaries are harder than others. All trainings say by how much.
+        scores = (scores - scores.mean(axis=0)) / (scores.std(axis=0) + 1e-12)
+    in_clear = case.setting == "one step" and (case.epsilon is None or case.flaw is not None)
+    guesses = round(coins.size * (GUESSED_IN_CLEAR if in_clear else GUESSED) / 2)
+    order = np.argsort(scores, axis=None)
+    right = int((~coins.flat[order[:guesses]]).sum() + coins.flat[order[-guesses:]].sum())
+    bound = one_run_bound(coins.size, 2 * guesses, right, DELTA, confidence)
+    return {"right": right, "guesses": 2 * guesses, "canaries": coins.size, "bound": round(bound, 3)}
 
 
-def _row(audit: str, setting: str, epsilon: float | None, bound: float, *, right: int, guesses: int) -> Row:
-    return {
-        "audit": audit,
-        "setting": setting,
-        "epsilon": epsilon,
-        "right": right,
-        "guesses": guesses,
-        "bound": round(bound, 3),
-    }
+def _membership(case: Case, size: Size, confidence: float) -> Row:
+    tests = size.tests
+    members, others = _trainings(case.setting, case.epsilon, case.flaw, size.shadows, tests)
+    bound_of = gaussian_bound if case.audit == "gaussian" else membership_bound
+
+    def bound(caught: int, mistaken: int) -> float:
+        return bound_of(caught, tests, mistaken, tests, DELTA, confidence)
+
+    says_member = _test(members[: size.shadows], others[: size.shadows], tests, bound)
+    caught, mistaken = (int(says_member(scores[size.shadows :]).sum()) for scores in (members, others))
+    found = round(bound(caught, mistaken), 3)
+    return {"caught": caught, "mistaken": mistaken, "tests": tests, "bound": found}
+
+
+@cache
+def _trainings(setting: str, epsilon: float | None, flaw: str | None, shadows: int, tests: int) -> tuple[Array, Array]:
+    """Scores of one canary with it and without, of the adversary's own trainings and then of the tests."""
+    attack = _attack(Case("membership", setting, epsilon, flaw), 1)
+    members, others = (
+        np.array([attack.scores(np.array([member]))[0] for _ in range(shadows + tests)]) for member in (True, False)
+    )
+    return members, others
+
+
+def _test(
+    members: Array, others: Array, tests: int, bound: Callable[[int, int], float]
+) -> Callable[[Array], NDArray[np.bool_]]:
+    """A likelihood ratio test of normal distributions, with the threshold that is to give the best bound."""
+    fits = [(fmean(scores), max(pstdev(scores), 1e-9)) for scores in (members, others)]
+
+    def ratio(scores: Array) -> Array:
+        logs = [norm.logpdf(scores, mean, deviation) for mean, deviation in fits]
+        found: Array = logs[0] - logs[1]
+        return found
+
+    grid = np.linspace(0.0005, 0.9995, 1000)
+    expected = [ratio(norm.ppf(grid, mean, deviation)) for mean, deviation in fits]
+    thresholds = np.quantile(np.concatenate(expected), np.linspace(0.005, 0.995, 100))
+
+    def promising(threshold: float) -> float:
+        caught, mistaken = (round(tests * float((ratios > threshold).mean())) for ratios in expected)
+        return bound(caught, mistaken)
+
+    promises = np.array([promising(threshold) for threshold in thresholds])
+    equal = thresholds[promises == promises.max()]
+    best = (equal[0] + equal[-1]) / 2  # where all between the two are as good
+    return lambda scores: ratio(scores) > best
+
+
+def _attack(case: Case, canaries: int) -> Attack:
+    target = audited(case.setting, case.epsilon, canaries, case.flaw)
+    view, planted = _planted(case.setting, case.epsilon is not None, case.flaw, canaries)
+    return FromLosses(target, planted) if case.setting == "demo" else FromMoves(target, planted, view)
+
+
+@cache
+def _planted(setting: str, private: bool, flaw: str | None, canaries: int) -> tuple[View, FeatureSet]:
+    """What can be seen in a setting, and the canaries that are seen best: the same for all epsilons."""
+    view = View(audited(setting, EPSILONS[1] if private else None, canaries, flaw))
+    return view, view.canaries(canaries, 1)

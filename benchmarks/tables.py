@@ -140,19 +140,25 @@ def dp_step_table(report: Report) -> str:
 
 
 def audit_table(report: Report) -> str:
-    """Kinds of audit down, with the guesses that were right and the bound, of each run."""
+    """Kinds of audit down, with what was seen and the bound; those of clients with flaws last."""
     lines = [
-        "| audit | setting | epsilon | right guesses | epsilon is at least |",
+        "| audit | setting | epsilon | what was seen | epsilon is at least |",
         "|---|---|---|---|---|",
     ]
-    runs: dict[tuple[str, str, str], list[Row]] = {}
-    for row in report.rows:
+    for row in sorted(report.rows, key=lambda row: row["flaw"] is not None):
         epsilon = "without privacy" if row["epsilon"] is None else f"{row['epsilon']:g}"
-        runs.setdefault((str(row["audit"]), str(row["setting"]), epsilon), []).append(row)
-    for key, found in runs.items():
-        right = ", ".join(f"{row['right']} of {row['guesses']}" for row in found)
-        bounds = ", ".join(f"{float(str(row['bound'])):.2f}" for row in found)
-        lines.append(f"| {' | '.join(key)} | {right} | {bounds} |")
+        if row["flaw"] is not None:
+            epsilon += f", but {row['flaw']}"
+        if row["audit"] == "coins":
+            seen = f"{row['right']:,} of {row['guesses']:,} guesses right, of {row['canaries']:,} coins"
+        else:
+            seen = f"{row['caught']} of {row['tests']} caught, {row['mistaken']} mistaken"
+        lines.append(f"| {row['audit']} | {row['setting']} | {epsilon} | {seen} | {float(str(row['bound'])):.2f} |")
+    if not (report.bars["lower_bound_at_inf"].ok and report.bars["flaws_over_epsilon"].ok):
+        lines += [
+            "",
+            "**This audit shows nothing: its attacks see too little where there is something to be seen.**",
+        ]
     return "\n".join([*lines, "", *_bars(report)])
 
 
