@@ -10,6 +10,9 @@ import math
 import torch
 from torch import Tensor, nn
 
+_FAINTEST = 0.02
+"""Of the direction in which text features of classes differ most: what is below is not stretched to the same length."""
+
 
 class Gate(nn.Module):
     """Multi-head attention from an image to the experts of a class: four maps g x g with bias, no residual, no norm.
@@ -47,6 +50,24 @@ class Gate(nn.Module):
         v = self._split(self.W_v(experts))
         per_expert = torch.einsum("bhe,cjhe->bchj", u, v)
         return (self.attention(queries, experts) * per_expert).sum(dim=(-2, -1)) + (queries @ self.W_o.bias)[:, None]
+
+    @torch.no_grad()
+    def start_from(self, experts: Tensor) -> None:
+        """Start with an output of zero, and with values that tell the classes of `experts (C, g)` well apart.
+
+        Without their mean, the values of the classes are orthogonal and of about the same length, in as many directions
+        as the pooled text features `experts` have; those in which they hardly differ are left out.
+        """
+        centre = experts.mean(dim=0)
+        apart = (experts - centre).double()
+        _, lengths, directions = torch.linalg.svd(apart, full_matrices=False)
+        shares = lengths / lengths[0].clamp_min(torch.finfo(torch.float64).tiny)
+        stretch = torch.where(shares > _FAINTEST, 1 / lengths, 0.0)
+        weight = ((directions.T * stretch) @ directions).to(experts.dtype)
+        self.W_v.weight.copy_(weight)
+        self.W_v.bias.copy_(-weight @ centre)
+        self.W_o.weight.zero_()
+        self.W_o.bias.zero_()
 
     def _split(self, x: Tensor) -> Tensor:
         heads: Tensor = x.unflatten(-1, (self.heads, -1))

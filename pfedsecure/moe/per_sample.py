@@ -48,8 +48,13 @@ class _AtFeatures(nn.Module):
         return self.model.logits(features, text_features)
 
 
-def feature_gradients(model: PromptModel, text_features: Tensor, features: Tensor, labels: Tensor) -> FeatureGradients:
-    """Of normalised image `features (B, D)` and `labels (B,)`, at `text_features (C, D)`; B may be 0."""
+def feature_gradients(
+    model: PromptModel, text_features: Tensor, features: Tensor, labels: Tensor, *, sharpness: float = 1.0
+) -> FeatureGradients:
+    """Of normalised image `features (B, D)` and `labels (B,)`, at `text_features (C, D)`; B may be 0.
+
+    The loss is the cross-entropy of `sharpness` times the logits.
+    """
     text_features = text_features.detach()
     parameters = {name: parameter.detach() for name, parameter in gate_parameters(model).items()}
     behind = _AtFeatures(model)
@@ -57,7 +62,7 @@ def feature_gradients(model: PromptModel, text_features: Tensor, features: Tenso
     def loss(at: Tensor, gate: dict[str, Tensor], image: Tensor, label: Tensor) -> Tensor:
         named = {f"model.gate.{name}": value for name, value in gate.items()}
         logits: Tensor = functional_call(behind, named, (image[None], at))
-        return F.cross_entropy(logits, label[None])
+        return F.cross_entropy(sharpness * logits, label[None])
 
     by_image = vmap(grad_and_value(loss, argnums=(0, 1)), in_dims=(None, None, 0, 0))
     blocks = [

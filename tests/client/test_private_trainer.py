@@ -127,7 +127,7 @@ def by_hand(trainer: PrivateTrainer, data: FeatureSet, the_plan: Plan, entropy: 
         total = [torch.zeros(parameter.shape, dtype=torch.float64) for parameter in (first, *gate)]
         for row in rows.tolist():
             logits = network.logits(data.features[row : row + 1], text_features)
-            loss = F.cross_entropy(logits, data.labels[row : row + 1])
+            loss = F.cross_entropy(2.0 * logits, data.labels[row : row + 1])
             gradients = torch.autograd.grad(loss, [first, *gate], retain_graph=True, allow_unused=True)
             full = [torch.zeros_like(t) if g is None else g for g, t in zip(gradients, (first, *gate), strict=True)]
             if feature_space:  # in the tangent of the sphere, and weighed
@@ -219,6 +219,28 @@ def test_steps_are_made_and_noised_though_nobody_is_drawn(backbone: Backbone, me
     assert (report.steps, report.n_train, report.train_loss) == (STEPS, 17, 0.0)
     assert all((model.gate[key] != start.gate[key]).all() for key in start.gate)
     assert (model.context != start.context).all()
+
+
+@pytest.mark.parametrize("form", ["paper", "ensemble"])
+def test_training_begins_with_the_prompt_s_own_classifier_whatever_the_images(backbone: Backbone, form: str) -> None:
+    """The gate's start is made of the plan alone, and says nothing yet."""
+    the_plan = plan("feature-space", mixture={"experts": 2, "gate_width": 16, "gate_heads": 4, "form": form})
+    trainer = make(backbone, the_plan, images(13, 1))
+    start = trainer.new_model()
+    assert same(start, make(backbone, the_plan, images(31, 2)).new_model())
+    assert same(start, make(backbone, the_plan, images(0, 3)).new_model())
+    borrowed = np.zeros((2, 4 + 1, 64), np.float32) if form == "ensemble" else experts()
+    network = trainer.network(LocalModel(start.context, start.gate, borrowed, 1))
+    features, text_features = images(5, 4).features, network.text_features()
+    by_prompt = the_plan.mixture.lambda_ * backbone.logit_scale * features @ text_features.T
+    torch.testing.assert_close(network.logits(features, text_features), by_prompt)
+    values = network.gate.W_v(text_features[:, ::2])  # type: ignore[operator, union-attr]
+    torch.testing.assert_close(torch.linalg.svdvals(values)[:2], torch.ones(2), atol=1e-3, rtol=0)
+
+
+def test_without_a_gate_there_is_none_to_start(backbone: Backbone) -> None:
+    trainer = make(backbone, plan("feature-space", method="promptfl"), images(13, 1))
+    assert trainer.new_model().gate == {}
 
 
 def test_prompt_and_gate_are_both_noised_and_every_time_anew(backbone: Backbone) -> None:

@@ -55,6 +55,35 @@ def test_gradients_equal_those_of_the_slow_form() -> None:
         torch.testing.assert_close(got, want, atol=1e-5, rtol=1e-4)
 
 
+@pytest.mark.parametrize("classes", [2, 5, 40])
+def test_a_start_without_output_whose_values_tell_classes_apart(classes: int) -> None:
+    """Centred values have unit length in every direction in which the text features differ at all."""
+    gate, generator = make(16, 4, 1)
+    experts = 0.3 * torch.randn(classes, 16, generator=generator) + 2.0
+    gate.start_from(experts)
+    queries = torch.randn(3, 16, generator=generator)
+    assert torch.equal(gate(queries, experts[:, None]), torch.zeros(3, classes))
+    values = gate.W_v(experts)
+    torch.testing.assert_close(values.mean(dim=0), torch.zeros(16), atol=1e-5, rtol=0)
+    lengths = torch.linalg.svdvals(values)
+    rank = min(classes - 1, 16)
+    torch.testing.assert_close(lengths[:rank], torch.ones(rank), atol=1e-4, rtol=0)
+    torch.testing.assert_close(lengths[rank:], torch.zeros(len(lengths) - rank), atol=1e-4, rtol=0)
+
+
+def test_a_start_leaves_out_directions_in_which_classes_hardly_differ() -> None:
+    gate, generator = make(16, 4, 1)
+    experts = torch.zeros(4, 16)
+    experts[:, :2] = torch.tensor([[1.0, 0], [-1, 0], [0, 1e-3], [0, -1e-3]])
+    gate.start_from(experts)
+    torch.testing.assert_close(gate.W_v(experts)[:2, 0], torch.tensor([0.5**0.5, -(0.5**0.5)]))
+    assert float(gate.W_v(experts)[2:].detach().abs().max()) < 1e-6
+    gate.start_from(experts[:1].expand(3, -1))  # nothing differs at all
+    assert float(gate.W_v.weight.detach().abs().max()) == 0
+    gate.start_from(torch.randn(3, 16, generator=generator))
+    assert all(bool(parameter.isfinite().all()) for parameter in gate.parameters())
+
+
 def test_attention_is_a_distribution_over_experts() -> None:
     gate, generator = make(32, 8, 0)
     attention = gate.attention(torch.randn(3, 32, generator=generator), torch.randn(5, 4, 32, generator=generator))
