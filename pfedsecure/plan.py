@@ -102,8 +102,8 @@ class PrivacyPlan(_Section):
     """Images that a step takes on average; each is drawn by itself."""
     steps: Annotated[int, Field(ge=1)] = 30
     """Of a round, each with its noise; the same for every client, whatever the number of its images."""
-    prompt_lr: Positive = 0.025
-    gate_lr: Positive = 0.08
+    prompt_lr: Positive = 0.01
+    gate_lr: Positive = 0.05
 
 
 class RoundsPlan(_Section):
