@@ -25,8 +25,8 @@ $(VENV)/.complete: pyproject.toml constraints.txt
 demo: setup ## Run a federation of five clients over mutual TLS and show what came of it
 	$(BIN)/pfed demo
 
-test: setup ## Run the fast tests
-	$(BIN)/python -m pytest
+test: setup ## Run the fast tests, as many at a time as there are cores
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal
 
 test-slow: setup ## Run the tests that take longer
 	$(BIN)/python -m pytest -m slow
