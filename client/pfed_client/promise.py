@@ -102,7 +102,7 @@ def promise(
     if spent and least > epsilon:
         raise BudgetExhausted(
             f"these images have spent epsilon {before:.3g} already, in other federations or attempts to join, and the "
-            f"budget is for all of it together: ask for more than {least:.3g}, which is a new decision about the "
+            f"budget is for all of it together: it takes well over {least:.3g}, which is a new decision about the "
             "people in the images"
         )
     if least > epsilon:

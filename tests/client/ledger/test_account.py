@@ -182,6 +182,20 @@ def test_a_signature_does_not_move_to_another_chain(
         open_account().server_has(head)
 
 
+def test_a_signature_is_for_a_row_before_it(
+    open_account: Callable[..., Account], training: Any, allow: Any, members: Any
+) -> None:
+    """One that a server made for another ledger is not taken over, though it is good."""
+    from pfedsecure.pki.countersignature import LedgerHead, countersign
+
+    account = open_account()
+    account.reserve(training(1), allow)
+    made = countersign(members.server, LedgerHead("f", "a", 1, b"h" * 32))
+    account.countersigned((b"h" * 32).hex(), 1, made.certificate, made.signature)
+    with pytest.raises(LedgerError, match=r"line 3, a server's signature, is not good .it is of no row before it."):
+        account.read()
+
+
 def test_one_client_at_a_time(open_account: Callable[..., Account]) -> None:
     with open_account().held():
         with pytest.raises(StateLocked, match="another client on this machine takes part with the same images"):

@@ -13,7 +13,7 @@ import pytest
 
 from pfed_client.ledger import shelf
 from pfed_client.ledger.account import Account
-from pfedsecure.errors import LedgerError
+from pfedsecure.errors import LedgerError, StateError
 
 
 def full(*_: Any) -> int:
@@ -69,3 +69,35 @@ def test_what_a_crash_left_of_a_new_ledger_is_swept_away(
     account.reserve(training(1), allow)
     assert [path.name for path in account.folder.glob(".new-*")] == []
     assert account.read().events == [training(1)]
+
+
+@pytest.mark.parametrize("error", [StateError("disk full; free space"), OSError(errno.ENOSPC, "disk full")])
+def test_a_full_disk_opens_no_ledger(
+    open_account: Callable[..., Account], training: Any, allow: Any, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    def fails(path: Path, content: bytes) -> None:
+        raise error
+
+    account = open_account()
+    with monkeypatch.context() as patch:
+        patch.setattr(shelf, "write_atomically", fails)
+        with pytest.raises(LedgerError, match="disk full"):
+            account.reserve(training(1), allow)
+    account.reserve(training(1), allow)
+    assert account.read().events == [training(1)]
+
+
+def test_a_lock_that_cannot_be_made_is_told_in_one_line(
+    open_account: Callable[..., Account], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    account = open_account()
+    acquire = shelf.FileLock.acquire
+
+    def fails(self: Any, *args: Any, **more: Any) -> Any:
+        if Path(self.lock_file).parent != account.folder:
+            raise PermissionError(errno.EACCES, "Permission denied")
+        return acquire(self, *args, **more)
+
+    monkeypatch.setattr(shelf.FileLock, "acquire", fails)
+    with pytest.raises(LedgerError, match=r"cannot be written .Permission denied."):
+        account.held().__enter__()
