@@ -11,6 +11,8 @@ from pfed_cli.methods import Method, plan_of
 from pfed_cli.scoring import score
 from pfed_cli.simulation import SimulatedClient, SimulationResult, simulate, train_alone, with_privacy
 from pfed_client.ledger.budget import LedgerBudget
+from pfed_client.privacy import Privacy
+from pfed_client.state import ClientState
 from pfed_client.trainer import Trainer
 from pfedsecure.aggregation.secure import parameters
 from pfedsecure.clip.backbone import Backbone
@@ -202,9 +204,18 @@ def test_private_clients_pay_for_every_round(
 
     monkeypatch.setattr(LedgerBudget, "reserve", counted)
     every = sorted(number + 1 for number in range(plan.rounds.count) for _ in clients)
-    result = simulate(plan, clients, backbone, with_privacy(plan, backbone, 8.0))
+    promised: dict[str, int] = {}
+    prepare = with_privacy(plan, backbone, 8.0)
+
+    def watched(client: SimulatedClient, state: ClientState) -> tuple[Trainer, Privacy | None]:
+        trainer, privacy = prepare(client, state)
+        assert privacy is not None
+        promised[client.name] = privacy.promise.size
+        return trainer, privacy
+
+    result = simulate(plan, clients, backbone, watched)
     assert sorted(paid) == every
-    assert [result.clients[c.name].model.n_train for c in clients] != [len(c.train) for c in clients]
+    assert {name: client.model.n_train for name, client in result.clients.items()} == promised
     paid.clear()
     alone = plan_of(Method.LOCAL, plan)
     assert set(train_alone(alone, clients, backbone, with_privacy(alone, backbone, 8.0))) == set(result.clients)
