@@ -114,16 +114,7 @@ class _Granted(Budget, Reservation):
 def _images() -> tuple[Backbone, FeatureSet]:
     """The embedded model, and the features of some training images of the demo's first client."""
     plan, client = demo_plan(rounds=1, n_clients=5, seed=1), demo_clients(5, 1)[0]
-    settings = Settings(
-        data=client.data,
-        data_root=Path(),
-        test_fraction=0.5,
-        strict=False,
-        model=None,
-        pretrained=None,
-        backbone_dir=None,
-        precision="fp32",
-    )
+    settings = Settings.of(client.data)
     images = open_images(client.data, strict=False, root=Path()).relabel(plan.class_names)
     backbone = agreed_backbone(plan, settings, "cpu")
     rows, _ = split(images, plan, client.name, settings.test_fraction)

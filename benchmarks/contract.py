@@ -46,6 +46,16 @@ class Bar(_Part):
         """The bar with its verdict."""
         return cls(value=value, limit=limit, sense=sense, ok=_holds(value, limit, sense), deviation=deviation)
 
+    @property
+    def rounded(self) -> str:
+        """Value and deviation, to two digits behind the point."""
+        return f"{self.value:.2f}" + ("" if self.deviation is None else f" ± {self.deviation:.2f}")
+
+    @property
+    def verdict(self) -> str:
+        """The limit, and whether the value keeps it."""
+        return "no limit" if self.limit is None else f"{self.sense} {self.limit:g}: {'ok' if self.ok else 'missed'}"
+
     @model_validator(mode="after")
     def _verdict_follows(self) -> Self:
         if self.ok != _holds(self.value, self.limit, self.sense):

@@ -91,11 +91,7 @@ def experts_table(report: Report) -> str:
     lines += ["Other forms, nearest experts, K = 9, ahead of the gate alone:", "", *_by_form(report)]
     lines += ["Spearman's correlation of the distance of prompts, all pairs of clients:", "", *_correlations(report)]
     for bar, found in report.bars.items():
-        deviation = "" if found.deviation is None else f" ± {found.deviation:.2f}"
-        limit = (
-            "no limit" if found.limit is None else f"{found.sense} {found.limit:g}: {'ok' if found.ok else 'missed'}"
-        )
-        lines.append(f"- `{bar}`: {found.value:.2f}{deviation} ({limit})")
+        lines.append(f"- `{bar}`: {found.rounded} ({found.verdict})")
     return "\n".join(lines)
 
 

@@ -45,7 +45,7 @@ from .expert_tasks import (
 )
 from .light_federation import Federation, Matching, choose, federate, with_experts
 from .photo_clients import Share
-from .photo_features import Sources, model_name, photo_backbone, photo_features
+from .photo_features import Sources, available, model_name, photo_backbone, photo_features
 
 SEEDS = (1, 2, 3)
 ROUNDS, QUICK_ROUNDS = 10, 3
@@ -78,19 +78,14 @@ def command(*, quick: bool, data: Path, backbone_dir: Path | None, cache_dir: Pa
     """Whose experts, how many, and in which form of the mixture, against the gate alone."""
     torch.set_num_threads(1)
     sources = Sources(data, backbone_dir or data / "backbone", cache_dir)
-    available = [DIGITS]
-    for name in () if quick else (OFFICE, PACS):
-        if (data / f"{name}.tar").is_file():
-            available.append(name)
-        else:
-            click.echo(f"{data}: no {name}.tar there, so it is left out", err=True)
+    data_sets = [DIGITS] if quick else [DIGITS, *available((OFFICE, PACS), data)]
     rounds = QUICK_ROUNDS if quick else ROUNDS
-    tasks = quick_tasks() if quick else tasks_of(available, SEEDS)
+    tasks = quick_tasks() if quick else tasks_of(data_sets, SEEDS)
     rows = measure_all(tasks, rounds, sources)
     return Outcome(
         params={
             "quick": quick,
-            "data_sets": available,
+            "data_sets": data_sets,
             "seeds": sorted({task.seed for task in tasks}),
             "rounds": rounds,
             "softened_lambda": SOFTENED_LAMBDA,
@@ -98,7 +93,7 @@ def command(*, quick: bool, data: Path, backbone_dir: Path | None, cache_dir: Pa
                 name: plan_of_set(name, ("any", "other"), 1, rounds, "MODEL").model_dump(
                     by_alias=True, include={"prompt", "mixture", "training"}
                 )
-                for name in available
+                for name in data_sets
             },
         },
         rows=rows,

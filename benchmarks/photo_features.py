@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -25,6 +26,17 @@ class Sources:
     data: Path
     backbone_dir: Path
     cache: Path
+
+
+def available(names: Sequence[str], data: Path) -> list[str]:
+    """Those of the photo data sets `names` that are in the folder `data`; what is left out is said."""
+    found = []
+    for name in names:
+        if (data / f"{name}.tar").is_file():
+            found.append(name)
+        else:
+            click.echo(f"{data}: no {name}.tar there, so it is left out", err=True)
+    return found
 
 
 @cache

@@ -144,6 +144,4 @@ def _noise(rows: Sequence[Row]) -> str:
 
 def in_words(bar: Bar) -> str:
     """A bar's value, deviation and verdict."""
-    deviation = "" if bar.deviation is None else f" ± {bar.deviation:.2f}"
-    limit = "no limit" if bar.limit is None else f"{bar.sense} {bar.limit:g}: {'ok' if bar.ok else 'missed'}"
-    return f"{bar.value:.2f}{deviation} points ({limit})"
+    return f"{bar.rounded} points ({bar.verdict})"

@@ -23,7 +23,7 @@ from .contract import Bar, Outcome, Report, Row, benchmark
 from .expert_clients import DIGITS
 from .expert_tasks import OFFICE, PACS
 from .kept_rows import KeptRows
-from .photo_features import Sources
+from .photo_features import Sources, available
 from .privacy_cells import FEATURE_SPACE, MATCHING, SEEDS, Cell, Way, digit_cells, photo_cells, quick_cells
 from .privacy_data import federation_of
 from .privacy_measuring import SKETCH_EPSILON, UPLOAD_CLIP, measure
@@ -120,13 +120,7 @@ def available_photos(data: Path | None) -> list[str]:
     if data is None:
         click.echo("no --data given, so photographs are left out", err=True)
         return []
-    found = []
-    for name in (PACS, OFFICE):
-        if (data / f"{name}.tar").is_file():
-            found.append(name)
-        else:
-            click.echo(f"{data}: no {name}.tar there, so it is left out", err=True)
-    return found
+    return available((PACS, OFFICE), data)
 
 
 def configuration(data_set: str, rounds: int, sources: Sources) -> dict[str, object]:

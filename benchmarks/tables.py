@@ -12,7 +12,7 @@ import click
 
 from pfed_cli.methods import TITLES
 
-from .contract import Bar, Report, Row
+from .contract import Report, Row
 from .expert_tables import experts_table
 from .matching_table import matching_table
 from .privacy_tables import privacy_table
@@ -50,8 +50,7 @@ def federation_table(report: Report) -> str:
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
     lines.append("")
     for bar, found in report.bars.items():
-        deviation = "" if found.deviation is None else f" ± {found.deviation:.2f}"
-        lines.append(f"- `{bar}`: {found.value:.2f}{deviation} points ({_limit(found)})")
+        lines.append(f"- `{bar}`: {found.rounded} points ({found.verdict})")
     return "\n".join(lines)
 
 
@@ -105,11 +104,7 @@ def _readable(value: float) -> str:
 
 
 def _bars(report: Report) -> list[str]:
-    return [f"- `{bar}`: {_readable(found.value)} ({_limit(found)})" for bar, found in report.bars.items()]
-
-
-def _limit(bar: Bar) -> str:
-    return "no limit" if bar.limit is None else f"{bar.sense} {bar.limit:g}: {'ok' if bar.ok else 'missed'}"
+    return [f"- `{bar}`: {_readable(found.value)} ({found.verdict})" for bar, found in report.bars.items()]
 
 
 def _percent(rows: list[Row], column: str) -> str:

@@ -96,18 +96,7 @@ def with_privacy(plan: Plan, backbone: Backbone, epsilon: float, delta: float | 
     from pfed_client.private_trainer import PrivateTrainer  # Opacus takes seconds to load
 
     def prepare(client: SimulatedClient, state: ClientState) -> tuple[Trainer, Privacy | None]:
-        settings = Settings(
-            data=client.name,
-            data_root=Path(),
-            test_fraction=0.5,
-            strict=False,
-            model=None,
-            pretrained=None,
-            backbone_dir=None,
-            precision="fp32",
-            dp_epsilon=epsilon,
-            dp_delta=delta,
-        )
+        settings = Settings.of(client.name, dp_epsilon=epsilon, dp_delta=delta)
         images = [sha256(client.name.encode()).digest()]  # features are all that there is of them
         account = Account(
             state.folder / "ledgers", images, federation=state.record.federation_id or "", client=client.name

@@ -293,15 +293,10 @@ def _settings(options: JoinOptions, state: ClientState) -> Settings:
             f"{state.folder}: was started with --test-fraction {old.test_fraction:g}; another split would test on "
             "images that were trained on; leave it off, or give another --state"
         )
-    defaults = old or Settings(
-        data=_demo_share(state.record.name) if options.data is None else options.data,
-        data_root=Path.cwd(),
-        test_fraction=0.5 if given is None else given,
-        strict=False,
-        model=None,
-        pretrained=None,
-        backbone_dir=None,
-        precision="fp32",
+    defaults = old or Settings.of(
+        _demo_share(state.record.name) if options.data is None else options.data,
+        Path.cwd(),
+        0.5 if given is None else given,
     )
     epsilon = options.dp_epsilon if old is None else (options.dp_epsilon or old.dp_epsilon)
     if options.dp_delta is not None and epsilon is None:

@@ -43,9 +43,7 @@ class SavedClient:
 
     def images(self) -> ImageSet:
         """The images it joined with. Raises DataError, StateError when they have changed since."""
-        images = open_images(self.settings.data, strict=self.settings.strict, root=self.settings.data_root)
-        require_same_data(self.folder, self.settings, images.fingerprint(), self.data_fingerprint)
-        return images
+        return self._images_and_digests()[0]
 
     def promise(self) -> Promise:
         """Its differential privacy. Raises StateError where it promised none, or when that is damaged."""
@@ -61,7 +59,7 @@ class SavedClient:
 
         Raises DataError, StateError when the images have changed, LedgerError.
         """
-        digests = self.images().content_digests()
+        _images, digests = self._images_and_digests()
         account = Account(
             folder or self.settings.ledger or default_folder(), digests, federation=self.federation_id, client=self.name
         )
@@ -73,6 +71,13 @@ class SavedClient:
         if model is None:
             raise StateError(f"{self.folder}: holds no model yet; let the client take part in a round first")
         return model
+
+    def _images_and_digests(self) -> tuple[ImageSet, list[bytes]]:
+        """With the SHA-256 of each, which takes reading all of them."""
+        images = open_images(self.settings.data, strict=self.settings.strict, root=self.settings.data_root)
+        digests = images.content_digests()
+        require_same_data(self.folder, self.settings, images.fingerprint(digests), self.data_fingerprint)
+        return images, digests
 
 
 def _only_state() -> Path:

@@ -77,6 +77,30 @@ class Settings(_Section):
     ledger: Path | None = None
     """Folder of the ledgers of what was released of which images. None: `default_folder` of `pfed_client.ledger`."""
 
+    @classmethod
+    def of(
+        cls,
+        data: str,
+        data_root: Path = Path(),
+        test_fraction: float = 0.5,
+        *,
+        dp_epsilon: float | None = None,
+        dp_delta: float | None = None,
+    ) -> Self:
+        """Those of a client that was told no more: all else is the plan's, or what the command line has by default."""
+        return cls(
+            data=data,
+            data_root=data_root,
+            test_fraction=test_fraction,
+            strict=False,
+            model=None,
+            pretrained=None,
+            backbone_dir=None,
+            precision="fp32",
+            dp_epsilon=dp_epsilon,
+            dp_delta=dp_delta,
+        )
+
     def backbone(self, plan: Plan) -> tuple[str, str]:
         """open_clip's name of the frozen model, and its weights (tag or file)."""
         return self.model or plan.backbone.model, self.pretrained or plan.backbone.pretrained

@@ -40,18 +40,7 @@ from pfedsecure.privacy.accountant import epsilon
 ROUNDS = 2
 DONE, EXHAUSTED, REFUSED, FAILED = 0, 3, 4, 5
 EPSILON, DELTA, NOISE = 50.0, 1e-5, 2.0
-SETTINGS = Settings(
-    data="images",
-    data_root=Path(),
-    test_fraction=0.5,
-    strict=False,
-    model=None,
-    pretrained=None,
-    backbone_dir=None,
-    precision="fp32",
-    dp_epsilon=EPSILON,
-    dp_delta=DELTA,
-)
+SETTINGS = Settings.of("images", dp_epsilon=EPSILON, dp_delta=DELTA)
 IMAGES = [sha256(b"%d" % number).digest() for number in range(5)]
 
 
