@@ -2,15 +2,14 @@
 
 Symbols: d text width, D embedding width, n context tokens, C classes, P prompts, t tail tokens (class name, ".", EOT).
 
-A prompted sequence is SOS, ctx (n vectors), class name, ".", EOT. Two facts make it cheap, and neither changes the
+A prompted sequence is SOS, ctx (n vectors), class name, ".", EOT. Some facts make it cheap, and none changes the
 result: attention is causal, so nothing after EOT matters and sequences end at the longest class name; and the states of
 SOS + ctx are the same for every class, so these n + 1 tokens are computed once per prompt and each class's tail attends
-to their keys and values.
+to their keys and values. And what the last block makes of other tokens than EOT is not computed at all.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -18,8 +17,17 @@ from typing import Any, Protocol
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
+from pfedsecure.clip.prefix_attention import PrefixAttention
 from pfedsecure.errors import BackboneError
+
+_TOKENS_AT_ONCE = 4096
+"""Of all prompts and classes together; products of matrices with more rows are no faster."""
+_KEPT_PER_TOKEN = 16
+"""Numbers that a block keeps of each token for the backward pass, in widths: inputs of norms, maps and activations."""
+_MEMORY_ON_CPU = 2**31
+"""Bytes of them that are kept at most: what is free there is everybody's, and a container has less than it says."""
 
 
 class Tokenizer(Protocol):
@@ -47,6 +55,11 @@ class ClassTails:
         """From one `(t_c, d)` array of embeddings per class, each ending with EOT."""
         eot = torch.tensor([len(row) - 1 for row in rows], device=sos.device)
         return cls(sos=sos, tails=nn.utils.rnn.pad_sequence(list(rows), batch_first=True), eot=eot)
+
+    def split(self, size: int) -> list[ClassTails]:
+        """The same classes, `size` of them at a time."""
+        pieces = zip(self.tails.split(size), self.eot.split(size), strict=True)
+        return [ClassTails(self.sos, tails, eot) for tails, eot in pieces]
 
 
 class TextTower(nn.Module):
@@ -118,9 +131,23 @@ class TextTower(nn.Module):
         return ClassTails.of_tokens(self.embed([tokenizer.sot_token_id])[0], rows)
 
     def forward(self, contexts: Tensor, classes: ClassTails) -> Tensor:
-        """Normalised text features `(P, C, D)`, float32 (float64 in a float64 tower), of contexts `(P, n, d)`."""
+        """Normalised text features `(P, C, D)`, float32 (float64 in a float64 tower), of contexts `(P, n, d)`.
+
+        Thousands of classes are taken some at a time. Where a backward pass would have to keep more than memory has
+        room for, what a part of them computed is forgotten and computed again: the result is the same.
+        """
+        n_prompts, n_classes, n_tail = len(contexts), *classes.tails.shape[:2]
+        parts = classes.split(max(1, _TOKENS_AT_ONCE // (n_prompts * n_tail)))
+        tokens = n_prompts * (n_classes * n_tail + len(parts) * (contexts.shape[1] + 1))
+        if torch.is_grad_enabled() and contexts.requires_grad and self._too_much(tokens):
+            features = [checkpoint(self._features, contexts, part, use_reentrant=False) for part in parts]
+        else:
+            features = [self._features(contexts, part) for part in parts]
+        return features[0] if len(features) == 1 else torch.cat(features, dim=1)
+
+    def _features(self, contexts: Tensor, classes: ClassTails) -> Tensor:
         n_prompts, n_context, width = contexts.shape
-        n_classes, n_tail, _ = classes.tails.shape
+        n_tail = classes.tails.shape[1]
         positions = self.positional_embedding.to(self.dtype)
         n_prefix = n_context + 1
 
@@ -130,45 +157,25 @@ class TextTower(nn.Module):
         tails = classes.tails + positions[n_prefix : n_prefix + n_tail]
         # One row of tokens per prompt, prefix first and all tails behind it, so that every linear map runs once.
         x = torch.cat([prefix, tails.reshape(1, -1, width).expand(n_prompts, -1, -1)], dim=1)
+        attention = PrefixAttention(n_prefix, n_tail, classes.eot)
+        *blocks, last = self.blocks
         block: Any
-        for block in self.blocks:
-            x = x + block.ls_1(self._attend(block.attn, block.ln_1(x), n_prefix, n_classes, n_tail))
+        for block in blocks:
+            x = x + block.ls_1(attention.all_rows(block.attn, block.ln_1(x)))
             x = x + block.ls_2(block.mlp(block.ln_2(x)))
+        block = last  # of what it makes, EOT alone is looked at
+        x = x[:, attention.eot_rows] + block.ls_1(attention.eot_only(block.attn, block.ln_1(x)))
+        x = x + block.ls_2(block.mlp(block.ln_2(x)))
 
-        rows = n_prefix + torch.arange(n_classes, device=x.device) * n_tail + classes.eot
-        at_eot = self.ln_final(x[:, rows])
+        at_eot = self.ln_final(x)
         if isinstance(self.text_projection, nn.Linear):
             at_eot = self.text_projection(at_eot)
         elif self.text_projection is not None:
             at_eot = at_eot @ self.text_projection
         return F.normalize(at_eot.to(torch.promote_types(at_eot.dtype, torch.float32)), dim=-1)
 
-    @staticmethod
-    def _attend(attention: nn.MultiheadAttention, x: Tensor, n_prefix: int, n_classes: int, n_tail: int) -> Tensor:
-        """Causal self-attention of `x (P, n_prefix + C * t, d)`, in which tails of different classes do not meet."""
-        width = x.shape[-1]
-        heads = attention.num_heads
-        q, k, v = (
-            part.unflatten(-1, (heads, width // heads)).transpose(1, 2)  # (P, h, tokens, e)
-            for part in F.linear(x, attention.in_proj_weight, attention.in_proj_bias).chunk(3, dim=-1)
-        )
-        q = q / math.sqrt(width // heads)
-
-        prefix_k, prefix_v = k[:, :, :n_prefix], v[:, :, :n_prefix]
-        causal = torch.ones(n_prefix, n_prefix, dtype=torch.bool, device=x.device).tril()
-        scores = (q[:, :, :n_prefix] @ prefix_k.transpose(-1, -2)).masked_fill(~causal, float("-inf"))
-        prefix_out = scores.softmax(dim=-1) @ prefix_v  # (P, h, n_prefix, e)
-
-        tail_q, tail_k, tail_v = (part[:, :, n_prefix:] for part in (q, k, v))  # (P, h, C * t, e)
-        by_class = (n_classes, n_tail)
-        to_prefix = (tail_q @ prefix_k.transpose(-1, -2)).unflatten(2, by_class)  # (P, h, C, t, n_prefix)
-        causal = torch.ones(n_tail, n_tail, dtype=torch.bool, device=x.device).tril()
-        to_tail = tail_q.unflatten(2, by_class) @ tail_k.unflatten(2, by_class).transpose(-1, -2)  # (P, h, C, t, t)
-        to_tail = to_tail.masked_fill(~causal, float("-inf"))
-        weights = torch.cat([to_prefix, to_tail], dim=-1).softmax(dim=-1)
-        tail_out = weights[..., :n_prefix].flatten(2, 3) @ prefix_v + (
-            weights[..., n_prefix:] @ tail_v.unflatten(2, by_class)
-        ).flatten(2, 3)
-
-        out = torch.cat([prefix_out, tail_out], dim=2).transpose(1, 2).flatten(2)  # (P, tokens, d)
-        return F.linear(out, attention.out_proj.weight, attention.out_proj.bias)
+    def _too_much(self, tokens: int) -> bool:
+        """Whether what a backward pass through so many tokens needs is more than there should be of it at once."""
+        needed = tokens * len(self.blocks) * _KEPT_PER_TOKEN * self.width * self.dtype.itemsize
+        device = self.positional_embedding.device
+        return needed > (torch.cuda.mem_get_info(device)[0] // 2 if device.type == "cuda" else _MEMORY_ON_CPU)

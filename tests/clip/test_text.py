@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from pfedsecure.clip import text
 from pfedsecure.clip.text import ClassTails, TextTower
 from pfedsecure.errors import BackboneError
 
@@ -42,10 +43,10 @@ def full_features(model: nn.Module, context: Tensor, names: tuple[str, ...]) -> 
 
 @pytest.mark.parametrize("n_context", [1, 4, 16])
 @pytest.mark.parametrize(
-    ("kind", "text"), [("CLIP", {}), ("CustomTextCLIP", {}), ("CLIP", {"proj_bias": True, "ls_init_value": 0.3})]
+    ("kind", "settings"), [("CLIP", {}), ("CustomTextCLIP", {}), ("CLIP", {"proj_bias": True, "ls_init_value": 0.3})]
 )
-def test_equals_uncut_tower_with_gradients(n_context: int, kind: str, text: dict[str, object]) -> None:
-    model = small_clip(kind, **text).double()  # so that a real difference cannot hide in rounding
+def test_equals_uncut_tower_with_gradients(n_context: int, kind: str, settings: dict[str, object]) -> None:
+    model = small_clip(kind, **settings).double()  # so that a real difference cannot hide in rounding
     tower = TextTower(model)
     classes = tower.class_tails(open_clip.SimpleTokenizer(), NAMES, n_context)
     generator = torch.Generator().manual_seed(n_context)
@@ -98,6 +99,73 @@ def test_sequences_are_cut_at_the_longest_name() -> None:
     assert classes.eot.tolist() == [2, 3]
 
 
+def gradients(tower: TextTower, classes: ClassTails) -> tuple[Tensor, Tensor]:
+    """Features of two prompts, and the gradients of three sums of them by the contexts, taken in one backward pass."""
+    generator = torch.Generator().manual_seed(3)
+    contexts = torch.randn(2, 4, 64, generator=generator).requires_grad_()
+    weights = torch.randn(3, 2, len(classes.eot), 48, generator=generator)
+    features = tower(contexts, classes)
+    (found,) = torch.autograd.grad(features, contexts, weights, is_grads_batched=True)
+    return features.detach(), found
+
+
+@pytest.mark.parametrize("tokens_at_once", [1, 17, 40])
+def test_classes_taken_some_at_a_time_are_the_same(monkeypatch: pytest.MonkeyPatch, tokens_at_once: int) -> None:
+    tower = TextTower(small_clip())
+    classes = tower.class_tails(open_clip.SimpleTokenizer(), NAMES, 4)
+    together = gradients(tower, classes)
+    monkeypatch.setattr(text, "_TOKENS_AT_ONCE", tokens_at_once)
+    seen = record_rows(monkeypatch)
+    apart = gradients(tower, classes)
+    assert len(seen) > 1
+    torch.testing.assert_close(apart, together, atol=1e-5, rtol=1e-5)
+
+
+def record_rows(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Numbers of classes of all passes through a tower from now on."""
+    seen: list[int] = []
+    inner = TextTower._features
+
+    def features(self: TextTower, contexts: Tensor, classes: ClassTails) -> Tensor:
+        seen.append(len(classes.eot))
+        return inner(self, contexts, classes)
+
+    monkeypatch.setattr(TextTower, "_features", features)
+    return seen
+
+
+@pytest.mark.parametrize("tokens_at_once", [40, 4096])
+def test_what_is_computed_again_is_the_same_to_the_last_bit(
+    monkeypatch: pytest.MonkeyPatch, tokens_at_once: int
+) -> None:
+    tower = TextTower(small_clip())
+    classes = tower.class_tails(open_clip.SimpleTokenizer(), NAMES, 4)
+    monkeypatch.setattr(text, "_TOKENS_AT_ONCE", tokens_at_once)
+    kept = gradients(tower, classes)
+    monkeypatch.setattr(text, "_MEMORY_ON_CPU", 0)
+    seen = record_rows(monkeypatch)
+    again = gradients(tower, classes)
+    assert sum(seen) == 2 * len(NAMES)  # forwards, and once more before going back
+    assert all(torch.equal(*pair) for pair in zip(kept, again, strict=True))
+    seen.clear()
+    with torch.no_grad():
+        tower(torch.zeros(2, 4, 64), classes)
+    assert sum(seen) == len(NAMES)  # nothing to go back for
+
+
+def test_under_vmap_it_is_the_same_as_one_by_one() -> None:
+    tower = TextTower(small_clip())
+    classes = tower.class_tails(open_clip.SimpleTokenizer(), NAMES, 4)
+    contexts = torch.randn(3, 4, 64, generator=torch.Generator().manual_seed(0))
+
+    def loss(context: Tensor) -> Tensor:
+        return tower(context[None], classes)[0, :, 0].sum()
+
+    together = torch.func.vmap(torch.func.grad(loss))(contexts)
+    one_by_one = torch.stack([torch.func.grad(loss)(context) for context in contexts])
+    torch.testing.assert_close(together, one_by_one, atol=1e-5, rtol=1e-5)
+
+
 def test_nothing_of_the_tower_is_trained() -> None:
     tower = TextTower(small_clip())
     context = torch.randn(1, 4, 64, requires_grad=True)
@@ -112,10 +180,10 @@ def test_name_that_does_not_fit() -> None:
         tower.class_tails(open_clip.SimpleTokenizer(), ["word " * 71], 4)
 
 
-@pytest.mark.parametrize("text", [{"no_causal_mask": True}, {"pool_type": "last"}, {"embed_cls": True}])
-def test_refuses_towers_that_prompts_do_not_work_with(text: dict[str, object]) -> None:
+@pytest.mark.parametrize("settings", [{"no_causal_mask": True}, {"pool_type": "last"}, {"embed_cls": True}])
+def test_refuses_towers_that_prompts_do_not_work_with(settings: dict[str, object]) -> None:
     with pytest.raises(BackboneError, match="not a causal CLIP transformer"):
-        TextTower(small_clip("CustomTextCLIP", **text))
+        TextTower(small_clip("CustomTextCLIP", **settings))
 
 
 def test_tails_of_tokens_keep_order_and_end() -> None:
