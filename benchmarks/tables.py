@@ -16,6 +16,7 @@ from .contract import Report, Row
 from .expert_tables import experts_table
 from .matching_table import matching_table
 from .privacy_tables import privacy_table
+from .training_table import training_table
 
 
 def table_of(report: Report) -> str:
@@ -165,4 +166,5 @@ _TABLES: dict[str, Callable[[Report], str]] = {
     "matching": lambda report: "\n".join([matching_table(report), *_bars(report)]),
     "privacy-utility": privacy_table,
     "secagg": secagg_table,
+    "training": lambda report: "\n".join([training_table(report), *_bars(report)]),
 }
