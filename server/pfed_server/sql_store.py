@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Self
 
@@ -48,6 +49,9 @@ class SqlStore:
         self._engine = engine
         self._folder = folder
         self._transaction = sessionmaker(engine).begin
+        # Of what happens once for every member of every round only the difference is read again: a thousand members
+        # send thousands of messages a round. This process alone writes, and one call at a time.
+        self._newest: State | None = None
 
     @classmethod
     def open(cls, folder: Path, plan: Plan) -> Self:
@@ -75,7 +79,8 @@ class SqlStore:
 
     def load(self) -> State:
         with self._transaction() as session:
-            return _state(session)
+            self._newest = _state(session)
+        return self._newest
 
     def history(self) -> History:
         counts = (
@@ -116,7 +121,8 @@ class SqlStore:
     def save_member(self, member: Member) -> State:
         with self._transaction() as session:
             known = session.get(MemberRow, member.name)
-            if known is not None and known.expert_id != member.expert_id:
+            same_pseudonym = known is None or known.expert_id == member.expert_id
+            if not same_pseudonym:
                 # Under its new pseudonym nobody could verify an expert that was published under the old one.
                 session.execute(delete(PoolRow).where(PoolRow.member == member.name))
                 staged = update(PartRow).where(PartRow.member == member.name, PartRow.expert.is_not(None))
@@ -130,7 +136,8 @@ class SqlStore:
                     taking_part=member.taking_part,
                 )
             )
-            return _newer_state(session)
+            state = _newer_state(session, self._newest if same_pseudonym else None)
+        return self._is_now(replace(state, members={**state.members, member.name: member}))
 
     def advance_ledger(self, name: str, known: bytes, new: bytes) -> LedgerRecord:
         with self._transaction() as session:
@@ -144,7 +151,8 @@ class SqlStore:
 
     def touch(self) -> State:
         with self._transaction() as session:
-            return _newer_state(session)
+            state = _newer_state(session, self._newest)
+        return self._is_now(state)
 
     def open_round(self, number: int, opened_at: float, deadline: float, cohort: Sequence[str]) -> State:
         left = select(MemberRow.name).where(MemberRow.taking_part.is_(False))
@@ -153,7 +161,8 @@ class SqlStore:
             session.add(RoundRow(number=number, opened_at=opened_at, deadline=deadline, outcome=OPEN))
             session.flush()
             session.add_all(PartRow(round=number, member=name) for name in cohort)
-            return _newer_state(session)
+            state = _newer_state(session)
+        return self._is_now(state)
 
     def record_message(
         self, number: int, step: int, name: str, message: bytes, traffic: Traffic, *, counts: bool
@@ -164,7 +173,8 @@ class SqlStore:
             part.step, part.message_digest = step, hashlib.sha256(message).digest()
             part.counted = part.counted or counts
             _add_traffic(part, traffic)
-            return _state(session)
+            now = _part(part)
+        return self._has_part(name, now)
 
     def message(self, number: int, step: int, name: str) -> bytes:
         with self._transaction() as session:
@@ -174,7 +184,8 @@ class SqlStore:
         with self._transaction() as session:
             row = session.get_one(RoundRow, number)
             row.step, row.deadline = step, deadline
-            return _newer_state(session)
+            state = _newer_state(session)
+        return self._is_now(state)
 
     def record_publication(self, number: int, name: str, publication: StoredPublication, traffic: Traffic) -> State:
         with self._transaction() as session:
@@ -182,25 +193,29 @@ class SqlStore:
             part.expert, part.sketch, part.epoch = publication.expert, publication.sketch, publication.epoch
             part.publication_digest = publication.digest
             _add_traffic(part, traffic)
-            return _state(session)
+            now = _part(part)
+        return self._has_part(name, now)
 
     def replace_expert(self, number: int, name: str, publication: StoredPublication) -> State:
         with self._transaction() as session:
             entry = session.get_one(PoolRow, name)
             entry.round, entry.expert, entry.sketch = number, publication.expert, publication.sketch
             entry.epoch, entry.digest = publication.epoch, publication.digest
-            return _newer_state(session)
+            state = _newer_state(session)
+        return self._is_now(state)
 
     def save_setup(self, epoch: int, name: str, setup: bytes, drop: int | None) -> State:
         with self._transaction() as session:
             session.execute(delete(MatchingRow).where(MatchingRow.epoch == drop))
             session.add(MatchingRow(epoch=epoch, member=name, setup=setup))
-            return _newer_state(session)
+            state = _newer_state(session)
+        return self._is_now(state)
 
     def distrust_setup(self, epoch: int) -> State:
         with self._transaction() as session:
             session.execute(update(MatchingRow).where(MatchingRow.epoch == epoch).values(setup=None))
-            return _newer_state(session)
+            state = _newer_state(session)
+        return self._is_now(state)
 
     def setups(self) -> dict[int, bytes]:
         with self._transaction() as session:
@@ -230,7 +245,7 @@ class SqlStore:
             session.execute(update(PartRow).where(PartRow.round == number).values(expert=None, sketch=None))
             state = _newer_state(session)
         empty_log(self._engine)
-        return state
+        return self._is_now(state)
 
     def global_prompt(self, round_number: int) -> bytes:
         with self._transaction() as session:
@@ -258,10 +273,24 @@ class SqlStore:
             )
             return dict(rows.all())
 
+    def _is_now(self, state: State) -> State:
+        """`state` has been committed."""
+        self._newest = state
+        return state
 
-def _newer_state(session: Session) -> State:
+    def _has_part(self, name: str, part: Part) -> State:
+        """The state in which a member's part of the open round is `part`, which has been committed."""
+        if self._newest is None or self._newest.open_round is None:
+            return self.load()
+        open_round = self._newest.open_round
+        parts = {**open_round.parts, name: part}
+        return self._is_now(replace(self._newest, open_round=replace(open_round, parts=parts)))
+
+
+def _newer_state(session: Session, same: State | None = None) -> State:
+    """The state with the next version: read, unless nothing else of `same` has changed."""
     session.execute(update(MetaRow).values(version=MetaRow.version + 1))
-    return _state(session)
+    return _state(session) if same is None else replace(same, version=same.version + 1)
 
 
 def _state(session: Session) -> State:
@@ -298,6 +327,10 @@ def _open_round(session: Session) -> OpenRound | None:
         .order_by(PartRow.member)
     )
     return OpenRound(*row, parts={part.member: Part(*part[1:]) for part in parts})
+
+
+def _part(row: PartRow) -> Part:
+    return Part(row.step, row.message_digest, row.publication_digest, row.epoch)
 
 
 def _reveal_experts(session: Session, number: int) -> None:

@@ -268,14 +268,14 @@ async def test_naming_another_round_does_not_give_a_second_query(scene: Any) -> 
 
 async def test_who_does_not_set_it_up_gives_way_to_the_next(scene: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """However often it asks: neither does that prolong its time, nor is it the next to be asked."""
-    monkeypatch.setattr(lending, "SECONDS_TO_SET_UP", 0.4)
+    monkeypatch.setattr(lending, "SECONDS_TO_SET_UP", 2.0)
     async with scene() as it:
         for _ in range(3):
             assert it.matching["anna"].asks_for_setup(await it.match("anna"))
-            await asyncio.sleep(0.1)
-        await asyncio.sleep(0.15)  # its time is over now, counted from its first question
+            await asyncio.sleep(0.5)
+        await asyncio.sleep(0.75)  # its time is over now, counted from its first question
         again = asyncio.create_task(it.match("anna"))
-        await asyncio.sleep(0.05)
+        await asyncio.sleep(0.25)
         assert not again.done()
         assert it.matching["bert"].asks_for_setup(await it.match("bert"))
         await it.set_up("bert")
