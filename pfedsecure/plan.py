@@ -86,6 +86,9 @@ class TrainingPlan(_Section):
     gate_lr: Positive = 0.01
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
     weight_decay: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 5e-4
+    views: Annotated[int, Field(ge=1, le=256)] = 1
+    """V: what training sees of each image, anew at each use one of them. The first is the backbone's own preprocessing,
+    the others are random crops of it."""
 
 
 class PrivacyPlan(_Section):

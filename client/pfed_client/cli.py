@@ -88,6 +88,12 @@ def _checked_epsilon(_ctx: click.Context, _parameter: click.Parameter, epsilon: 
     help="Where it is written what --dp-epsilon has released of which images: one folder for all clients of a machine, "
     f"in no --state.  [default: that of the last time, then ${VARIABLE}, then the user's folder for data]",
 )
+@click.option(
+    "--feature-cache-gib",
+    type=click.FloatRange(0, min_open=True),
+    metavar="GIB",
+    help="Most disk space for image features that are kept in the state directory.  [default: 2]",
+)
 @click.version_option(pfedsecure.__version__)
 @click.pass_context
 @exit_cleanly("pfed-client")
@@ -116,6 +122,7 @@ def main(
     dp_epsilon: float | None,
     dp_delta: float | None,
     ledger: Path | None,
+    feature_cache_gib: float | None,
 ) -> None:
     """Take part in a federation: train a prompt on your own images, borrow from others, keep what comes of it.
 
@@ -154,6 +161,7 @@ def main(
         dp_epsilon=dp_epsilon,
         dp_delta=dp_delta,
         ledger=ledger,
+        feature_cache_gib=feature_cache_gib,
     )
     with watcher(quiet=quiet) as watch:
         status = take_part(options, watch, warn=lambda sentence: click.echo(f"NOT PROTECTED: {sentence}", err=True))

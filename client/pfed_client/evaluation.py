@@ -42,7 +42,13 @@ def evaluate(client: SavedClient, device: str) -> Evaluation:
     Raises StateError, DataError, ClassNamesMismatch, BackboneError or CheckpointMismatch.
     """
     participant = prepare(
-        client.plan, client.name, client.settings, client.images(), device=device, cache_dir=client.folder / "features"
+        client.plan,
+        client.name,
+        client.settings,
+        client.images(),
+        device=device,
+        cache_dir=client.folder / "features",
+        trains=False,
     )
     model = client.model(participant.backbone.digest)
     predicted = participant.trainer.predict(model, participant.test.features).argmax(dim=1)

@@ -73,6 +73,7 @@ class JoinOptions:
     dp_epsilon: float | None
     dp_delta: float | None
     ledger: Path | None
+    feature_cache_gib: float | None
 
 
 def take_part(options: JoinOptions, watch: Watcher, warn: Callable[[str], None]) -> int:
@@ -319,6 +320,7 @@ def _settings(options: JoinOptions, state: ClientState) -> Settings:
         "dp_epsilon": options.dp_epsilon,
         "dp_delta": options.dp_delta,
         "ledger": options.ledger.absolute() if options.ledger is not None else defaults.ledger or default_folder(),
+        "feature_cache_gib": options.feature_cache_gib,
     }
     return defaults.model_copy(update={key: value for key, value in now.items() if value is not None})
 

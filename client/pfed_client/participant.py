@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -43,11 +44,13 @@ def prepare(
     *,
     device: str,
     cache_dir: Path | None,
+    trains: bool = True,
     privacy_of: Callable[[int], Privacy | None] | None = None,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> Participant:
     """Client `name` of `plan` with its own `images`.
 
+    Without `trains` the trainer is for predictions alone, and the views that only training sees are not computed.
     `privacy_of(n_train)` is what a client with so many training images promises. `on_progress(done, total)` follows the
     computation of image features, which are kept in `cache_dir`. Raises ClassNamesMismatch, DataError, PlanError,
     BackboneError or CheckpointMismatch, and whatever `privacy_of` raises.
@@ -55,9 +58,12 @@ def prepare(
     images = images.relabel(plan.class_names)
     train_rows, test_rows = split(images, plan, name, settings.test_fraction)
     backbone = agreed_backbone(plan, settings, device)
-    features = image_features(backbone, images, cache_dir=cache_dir, on_progress=on_progress)
+    compute = partial(image_features, cache_dir=cache_dir, cache_bytes=settings.cache_bytes, on_progress=on_progress)
+    features = compute(backbone, images)
     test = features.subset(test_rows)
     train = features.subset(train_rows)
+    if trains and plan.training.views > 1:
+        train = compute(backbone, images.subset(train_rows), views=plan.training.views)
     privacy = None if privacy_of is None else privacy_of(len(train))
     if privacy is None:
         return Participant(backbone, Trainer(plan, backbone, train, test, name=name), test, None)

@@ -126,7 +126,7 @@ class PrivateTrainer(Trainer):
             rows = poisson_sample(len(self._train), promise.sample_rate, self._entropy)
             batch = torch.from_numpy(rows).to(self._train.labels.device)
             stepper.set_progress(step / promise.steps)
-            loss = stepper.step(self._train.features[batch], self._train.labels[batch])
+            loss = stepper.step(self._private_features(batch), self._train.labels[batch])
             losses += [loss] if math.isfinite(loss) else []
             if on_step is not None:
                 on_step(step + 1, promise.steps, loss)
@@ -140,6 +140,14 @@ class PrivateTrainer(Trainer):
             steps=promise.steps,
         )
         return trained, report
+
+    def _private_features(self, rows: Tensor) -> Tensor:
+        """As `batch_features`, with a view of each image that is drawn by itself, from the entropy of the noise."""
+        n_views = self._plan.training.views
+        if n_views == 1:
+            return self._train.features[rows]
+        words = np.frombuffer(self._entropy(8 * len(rows)), "<u8")
+        return self._train.of_views(rows, torch.from_numpy((words % n_views).astype(np.int64)).to(rows.device))
 
 
 class PrivateStep:

@@ -10,7 +10,7 @@
     privacy.json        what differential privacy it promised, where it did
     result.json         how good the final model is
     identity/           key and certificate
-    features/           cache of image features
+    features/           cache of image features: as sensitive as the images
     lock
 
 Every file is replaced as a whole; a process killed at any instant leaves the old one or the new one.
@@ -23,10 +23,10 @@ import secrets
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
 from filelock import FileLock, Timeout
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from pfed_client.aggregation_file import AggregationFile
 from pfed_client.files import write_atomically
@@ -36,6 +36,7 @@ from pfed_client.metrics import MetricsLog
 from pfed_client.promise import PromiseFile
 from pfed_client.release_log import ReleaseLog
 from pfed_client.seen import SeenFile
+from pfedsecure.clip.feature_cache import DEFAULT_BYTES
 from pfedsecure.errors import StateError, StateLocked
 from pfedsecure.plan import Plan, first_problem
 
@@ -76,6 +77,8 @@ class Settings(_Section):
     """None: the default, which depends on the number of images."""
     ledger: Path | None = None
     """Folder of the ledgers of what was released of which images. None: `default_folder` of `pfed_client.ledger`."""
+    feature_cache_gib: Annotated[float, Field(gt=0)] = DEFAULT_BYTES / 2**30
+    """Most that the cache of image features takes on disk, in GiB."""
 
     @classmethod
     def of(
@@ -100,6 +103,11 @@ class Settings(_Section):
             dp_epsilon=dp_epsilon,
             dp_delta=dp_delta,
         )
+
+    @property
+    def cache_bytes(self) -> int:
+        """Most that the cache of image features takes."""
+        return int(self.feature_cache_gib * 2**30)
 
     def backbone(self, plan: Plan) -> tuple[str, str]:
         """open_clip's name of the frozen model, and its weights (tag or file)."""

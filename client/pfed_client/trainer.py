@@ -102,6 +102,7 @@ class Trainer:
         network = self.network(candidate)
         optimizers = make_optimizers(network, training)
         generator = torch.Generator().manual_seed(derive_seed(self._plan.seed, self._name, "batches", round_number))
+        views = torch.Generator().manual_seed(derive_seed(self._plan.seed, self._name, "views", round_number))
         steps_per_epoch = math.ceil(len(self._train) / training.batch_size)
         steps = steps_per_epoch * training.local_epochs
         losses: list[float] = []
@@ -109,7 +110,7 @@ class Trainer:
             order = torch.randperm(len(self._train), generator=generator).to(self._train.labels.device)
             for batch in order.split(training.batch_size):
                 set_prompt_lr(optimizers[0], cosine(training.prompt_lr, len(losses), steps))
-                loss = F.cross_entropy(network(self._train.features[batch]), self._train.labels[batch])
+                loss = F.cross_entropy(network(self.batch_features(batch, views)), self._train.labels[batch])
                 for optimizer in optimizers:
                     optimizer.zero_grad()
                 loss.backward()
@@ -133,6 +134,13 @@ class Trainer:
             steps=len(losses),
         )
         return trained, report
+
+    def batch_features(self, rows: Tensor, generator: torch.Generator) -> Tensor:
+        """Features `(B, D)` of the training images `rows (B,)`: of each one of the plan's V views, drawn anew."""
+        n_views = self._plan.training.views
+        if n_views == 1:
+            return self._train.features[rows]
+        return self._train.of_views(rows, torch.randint(n_views, rows.shape, generator=generator).to(rows.device))
 
     def lent(self, model: LocalModel) -> Array:
         """What peers get of `model`: its context `(n, d)`, in an ensemble with its gate's output, `(n + r, d)`."""

@@ -50,11 +50,15 @@ class Backbone:
     Rounded, so that clients may compute in either precision.
     """
 
-    @torch.no_grad()
     def encode_images(self, images: Sequence[Image.Image]) -> Tensor:
         """Raw image features `(N, D)`, float32, on the CPU."""
+        return self.encode(torch.stack([self.preprocess(image) for image in images]))
+
+    @torch.no_grad()
+    def encode(self, pixels: Tensor) -> Tensor:
+        """Raw features `(N, D)`, float32, on the CPU, of images that are preprocessed already, `(N, 3, H, W)`."""
         dtype = torch.bfloat16 if self.precision == "bf16" else torch.float32
-        batch = torch.stack([self.preprocess(image) for image in images]).to(self.device, dtype)
+        batch = pixels.to(self.device, dtype)
         encode: Callable[[Tensor], Tensor] = self.model.encode_image  # type: ignore[assignment]
         return encode(batch.contiguous(memory_format=torch.channels_last)).float().cpu()
 

@@ -75,10 +75,12 @@ def promise(**changes: Any) -> Promise:
     return Promise.model_validate(values | changes)
 
 
-def images(n: int, seed: int) -> FeatureSet:
+def images(n: int, seed: int, views: int = 1) -> FeatureSet:
     generator = torch.Generator().manual_seed(seed)
     features = F.normalize(torch.randn(n, 32, generator=generator), dim=-1)
-    return FeatureSet(features, torch.randint(3, (n,), generator=generator))
+    labels = torch.randint(3, (n,), generator=generator)
+    augmented = F.normalize(torch.randn(n, views - 1, 32, generator=generator), dim=-1) if views > 1 else None
+    return FeatureSet(features, labels, augmented)
 
 
 def experts(n: int = 2) -> np.ndarray:
@@ -120,13 +122,17 @@ def by_hand(trainer: PrivateTrainer, data: FeatureSet, the_plan: Plan, entropy: 
     weight = gain(network.text_features(), network.ctx) if feature_space else 1.0
     velocity = [torch.zeros_like(parameter) for parameter in (network.ctx, *gate)]
     unit = MULTIPLIER * CLIP / 2**13
+    n_views = the_plan.training.views
     for step in range(STEPS):
         rows = poisson_sample(len(data), 0.3, entropy)
+        drawn = entropy(8 * len(rows)) if n_views > 1 else bytes(8 * len(rows))
+        views = [int.from_bytes(drawn[8 * place : 8 * place + 8], "little") % n_views for place in range(len(rows))]
         text_features = network.text_features()
         first = text_features if feature_space else network.ctx
         total = [torch.zeros(parameter.shape, dtype=torch.float64) for parameter in (first, *gate)]
-        for row in rows.tolist():
-            logits = network.logits(data.features[row : row + 1], text_features)
+        for row, view in zip(rows.tolist(), views, strict=True):
+            seen = data.augmented[row, view - 1] if view and data.augmented is not None else data.features[row]
+            logits = network.logits(seen[None], text_features)
             loss = F.cross_entropy(2.0 * logits, data.labels[row : row + 1])
             gradients = torch.autograd.grad(loss, [first, *gate], retain_graph=True, allow_unused=True)
             full = [torch.zeros_like(t) if g is None else g for g, t in zip(gradients, (first, *gate), strict=True)]
@@ -153,9 +159,10 @@ def by_hand(trainer: PrivateTrainer, data: FeatureSet, the_plan: Plan, entropy: 
     return LocalModel(network.ctx.detach().numpy(), arrays, experts(), 1)
 
 
+@pytest.mark.parametrize("views", [1, 3])
 @pytest.mark.parametrize("mechanism", MECHANISMS)
-def test_a_round_is_what_one_backward_pass_for_each_image_makes(backbone: Backbone, mechanism: str) -> None:
-    the_plan, data = plan(mechanism), images(13, 1)
+def test_a_round_is_what_one_backward_pass_for_each_image_makes(backbone: Backbone, mechanism: str, views: int) -> None:
+    the_plan, data = plan(mechanism, training={"views": views}), images(13, 1, views)
     trainer = make(backbone, the_plan, data, unsafe_entropy=stream(5))
     found, expected = trained(trainer), by_hand(trainer, data, the_plan, stream(5))
     for key, want in expected.tensors.items():
@@ -186,9 +193,10 @@ def test_nothing_but_noised_sums_gets_out_of_the_images(
     assert not same(trained(one, borrowed), first)
 
 
+@pytest.mark.parametrize("views", [1, 4])
 @pytest.mark.parametrize("mechanism", MECHANISMS)
 def test_one_image_moves_what_is_released_by_the_clip_at_most(
-    backbone: Backbone, mechanism: str, monkeypatch: pytest.MonkeyPatch
+    backbone: Backbone, mechanism: str, views: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Prompt and gate together, in every step, in integers: whatever the image, with all others as they are."""
     steps: list[list[Tensor]] = []
@@ -199,14 +207,38 @@ def test_one_image_moves_what_is_released_by_the_clip_at_most(
         return steps[-1]
 
     monkeypatch.setattr(NoisySum, "clipped", seen)
-    the_plan, everybody = plan(mechanism), images(13, 1)
-    one_less = FeatureSet(everybody.features[1:], everybody.labels[1:])
+    the_plan, everybody = plan(mechanism, training={"views": views}), images(13, 1, views)
+    one_less = everybody.subset(range(12))  # the last, so that the others' views are drawn from the same numbers
     # Every image is in every batch; and from the second step on the models differ, so that only the first compares.
     for data in (everybody, one_less):
         trained(make(backbone, the_plan, data, promise=promise(sample_rate=1.0, steps=1), unsafe_entropy=stream(1)))
     assert len(steps[0]) == 9  # prompt or text features, and the gate's four maps with bias
     change = sum(int(((a - b) ** 2).sum()) for a, b in zip(*steps, strict=True))
     assert 0 < change <= (2**13 / MULTIPLIER) ** 2
+
+
+def test_each_view_is_drawn_by_itself_from_the_entropy_of_the_noise(
+    backbone: Backbone, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    used: list[tuple[int, int]] = []
+    of_views = FeatureSet.of_views
+
+    def seen(self: FeatureSet, rows: Tensor, views: Tensor) -> Tensor:
+        used.extend(zip(rows.tolist(), views.tolist(), strict=True))
+        return of_views(self, rows, views)
+
+    monkeypatch.setattr(FeatureSet, "of_views", seen)
+    the_plan, data = plan("feature-space", training={"views": 3}), images(13, 1, 3)
+    promised = promise(sample_rate=1.0, steps=30)
+    trained(make(backbone, the_plan, data, promise=promised, unsafe_entropy=stream(1)))
+    assert set(used) == {(row, view) for row in range(13) for view in range(3)}
+    first, used[:] = list(used), []
+    trained(make(backbone, the_plan, data, promise=promised, unsafe_entropy=stream(1)))
+    assert used == first
+    used.clear()
+    trained(make(backbone, the_plan, data, promise=promised))
+    assert used != first
+    assert [row for row, _ in used] == [row for row, _ in first]
 
 
 @pytest.mark.parametrize("mechanism", MECHANISMS)

@@ -10,7 +10,9 @@ import open_clip
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
+from pfed_client.local_model import LocalModel
 from pfed_client.trainer import Trainer, cosine
 from pfedsecure.clip.backbone import Backbone, load_backbone
 from pfedsecure.clip.features import FeatureSet
@@ -149,6 +151,78 @@ def test_nothing_is_left_over_between_clients_and_rounds(backbone: Backbone) -> 
     a, _ = fresh.train_round(model, start, some_experts(), 5)
     b, _ = busy.train_round(model, start, some_experts(), 5)
     np.testing.assert_array_equal(a.context, b.context)
+
+
+def with_views(data: FeatureSet, augmented: Tensor) -> FeatureSet:
+    return FeatureSet(data.features, data.labels, augmented)
+
+
+def views_plan(views: int, **training: object) -> Plan:
+    return plan(training={"local_epochs": 2, "batch_size": 4, "prompt_lr": 0.02, "views": views} | training)
+
+
+def round_of(backbone: Backbone, the_plan: Plan, data: FeatureSet, number: int = 1) -> LocalModel:
+    trainer = Trainer(the_plan, backbone, data, feature_set(9, 2), name="client-1")
+    model, _ = trainer.train_round(trainer.new_model(), trainer.initial_context(), some_experts(), number)
+    return model
+
+
+def test_one_view_is_as_without_views_to_the_last_bit(backbone: Backbone) -> None:
+    """And so are several that are all alike: which are drawn does not change the batches."""
+    data = feature_set(14, 1)
+    want = round_of(backbone, plan(), data)
+    others = feature_set(14, 5).features[:, None]
+    alike = data.features[:, None].repeat(1, 2, 1)
+    for got in (
+        round_of(backbone, views_plan(1), data),
+        round_of(backbone, views_plan(1), with_views(data, others)),
+        round_of(backbone, views_plan(3), with_views(data, alike)),
+    ):
+        np.testing.assert_array_equal(got.context, want.context)
+        assert all(np.array_equal(got.gate[key], want.gate[key]) for key in want.gate)
+    assert not np.array_equal(round_of(backbone, views_plan(2), with_views(data, others)).context, want.context)
+
+
+def test_every_view_of_every_image_is_used_each_time_another(
+    backbone: Backbone, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = with_views(feature_set(14, 1), torch.stack([feature_set(14, seed).features for seed in (5, 6)], dim=1))
+    used: list[tuple[int, int]] = []
+    of_views = FeatureSet.of_views
+
+    def seen(self: FeatureSet, rows: Tensor, views: Tensor) -> Tensor:
+        used.extend(zip(rows.tolist(), views.tolist(), strict=True))
+        return of_views(self, rows, views)
+
+    monkeypatch.setattr(FeatureSet, "of_views", seen)
+    the_plan = views_plan(3, local_epochs=30)
+    first = round_of(backbone, the_plan, data)
+    counts = {pair: used.count(pair) for pair in set(used)}
+    assert set(counts) == {(row, view) for row in range(14) for view in range(3)}
+    assert sum(counts.values()) == 14 * 30
+    in_round_1, used[:] = list(used), []
+    again = round_of(backbone, the_plan, data)
+    assert used == in_round_1
+    np.testing.assert_array_equal(first.context, again.context)
+    used.clear()
+    round_of(backbone, the_plan, data, number=2)
+    assert used != in_round_1
+
+
+def test_predictions_and_scores_are_of_the_image_itself(backbone: Backbone) -> None:
+    data = feature_set(9, 2)
+    noise = F.normalize(torch.randn(9, 1, 32, generator=torch.Generator().manual_seed(8)), dim=-1)
+    plain, banked = (
+        Trainer(views_plan(2), backbone, with_views(feature_set(14, 1), noise[[0] * 14]), test, name="client-1")
+        for test in (data, with_views(data, noise))
+    )
+    model, _ = plain.train_round(plain.new_model(), plain.initial_context(), some_experts(), 1)
+    assert plain.evaluate(model) == banked.evaluate(model)
+
+
+def test_a_plan_of_more_views_than_there_are_is_an_error(backbone: Backbone) -> None:
+    with pytest.raises(ValueError, match="views were asked for"):
+        round_of(backbone, views_plan(2, local_epochs=5), feature_set(14, 1))
 
 
 def test_training_does_not_change_the_model_it_starts_from(backbone: Backbone) -> None:

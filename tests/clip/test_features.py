@@ -12,7 +12,8 @@ import torch
 from PIL import Image
 
 from pfedsecure.clip.backbone import Backbone, load_backbone
-from pfedsecure.clip.features import image_features
+from pfedsecure.clip.features import FeatureSet, image_features
+from pfedsecure.clip.views import Augmentation
 
 CONFIG = {
     "embed_dim": 32,
@@ -83,18 +84,113 @@ def test_other_weights_are_another_entry(backbone: Backbone, tmp_path: Path) -> 
     assert pictures.opened == 2
 
 
-@pytest.mark.parametrize("damage", [b"", b"nonsense", b"truncated", b"not finite"])
-def test_damaged_entry_is_computed_again(backbone: Backbone, tmp_path: Path, damage: bytes) -> None:
+def test_of_more_images_only_the_new_ones_are_computed(backbone: Backbone, tmp_path: Path) -> None:
+    image_features(backbone, Pictures([1, 2, 3]), cache_dir=tmp_path)
+    pictures = Pictures([9, 3, 2, 8, 1])
+    seen: list[tuple[int, int]] = []
+    found = image_features(
+        backbone, pictures, cache_dir=tmp_path, on_progress=lambda done, total: seen.append((done, total))
+    )
+    assert pictures.opened == 2
+    assert seen == [(5, 5)]
+    assert torch.equal(found.features, image_features(backbone, Pictures([9, 3, 2, 8, 1])).features)
+
+
+def test_a_feature_is_a_function_of_its_image_alone(backbone: Backbone) -> None:
+    """To the last bit, for the privacy of the others: whatever is computed with it, and however much."""
+    many = image_features(backbone, Pictures(list(range(80))), views=3)
+    for rows in ([0], [79, 3], [70, 5, 1, 44, 60, 78]):
+        few = image_features(backbone, Pictures(rows), views=3)
+        assert torch.equal(few.features, many.features[rows])
+        assert few.augmented is not None
+        assert many.augmented is not None
+        assert torch.equal(few.augmented, many.augmented[rows])
+
+
+def test_what_was_computed_before_an_end_is_not_lost(backbone: Backbone, tmp_path: Path) -> None:
+    def stop(done: int, total: int) -> None:
+        if done >= 4:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        image_features(backbone, Pictures([1, 2, 3, 4, 5]), cache_dir=tmp_path, batch_size=2, on_progress=stop)
+    pictures = Pictures([1, 2, 3, 4, 5])
+    image_features(backbone, pictures, cache_dir=tmp_path)
+    assert pictures.opened == 1
+
+
+@pytest.mark.parametrize("byte", [5, 30, 60, 70, 80, -1])
+def test_damaged_features_are_computed_again(backbone: Backbone, tmp_path: Path, byte: int) -> None:
     good = image_features(backbone, Pictures([1, 2]), cache_dir=tmp_path)
-    (entry,) = tmp_path.glob("*.npy")
-    whole = entry.read_bytes()
-    if damage == b"not finite":
-        np.save(entry, np.full((2, 32), np.nan, dtype=np.float32))
-    else:
-        entry.write_bytes(whole[:-5] if damage == b"truncated" else damage)
+    (segment,) = tmp_path.glob("*/*.features")
+    whole = bytearray(segment.read_bytes())
+    damaged = whole.copy()
+    damaged[byte] ^= 1
+    segment.write_bytes(damaged)
     again = image_features(backbone, Pictures([1, 2]), cache_dir=tmp_path)
     assert torch.equal(good.features, again.features)
-    assert entry.read_bytes() == whole
+    assert segment.read_bytes() == whole
+
+
+def test_a_cache_that_is_too_small_is_said_and_changes_nothing(
+    backbone: Backbone, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    found = image_features(backbone, Pictures([1, 2, 3]), cache_dir=tmp_path, cache_bytes=200)
+    assert torch.equal(found.features, image_features(backbone, Pictures([1, 2, 3])).features)
+    assert "more than the cache" in caplog.text
+    assert sum(path.stat().st_size for path in tmp_path.glob("*/*")) <= 200
+
+
+def test_views_are_those_of_the_augmentation_and_the_first_is_the_image_itself(
+    backbone: Backbone, tmp_path: Path
+) -> None:
+    pictures = Pictures([1, 2, 3])
+    found = image_features(backbone, pictures, views=4, cache_dir=tmp_path)
+    assert pictures.opened == 3
+    assert found.n_views == 4
+    assert torch.equal(found.features, image_features(backbone, pictures).features)
+    assert found.augmented is not None
+    assert found.augmented.shape == (3, 3, 32)
+    augmentation = Augmentation.of(backbone)
+    for view in (1, 2, 3):
+        batch = torch.stack(
+            [augmentation.view(pictures.image(row), pictures.content_digest(row), view) for row in range(3)]
+        )
+        want = backbone.model.encode_image(batch, normalize=True)  # type: ignore[operator]
+        torch.testing.assert_close(found.augmented[:, view - 1], want, atol=1e-5, rtol=0)
+
+
+def test_more_views_begin_with_the_same_ones(backbone: Backbone, tmp_path: Path) -> None:
+    few = image_features(backbone, Pictures([1, 2]), views=2, cache_dir=tmp_path)
+    more, fresh = (image_features(backbone, Pictures([2, 1]), views=4, cache_dir=path) for path in (tmp_path, None))
+    assert few.augmented is not None
+    assert more.augmented is not None
+    assert fresh.augmented is not None
+    assert torch.equal(more.augmented, fresh.augmented)
+    assert torch.equal(more.augmented[[1, 0], :1], few.augmented)
+    again = Pictures([1, 2])
+    image_features(backbone, again, views=4, cache_dir=tmp_path)
+    assert again.opened == 0
+
+
+def test_the_view_that_is_asked_for_is_given(backbone: Backbone) -> None:
+    found = image_features(backbone, Pictures([1, 2, 3]), views=3)
+    assert found.augmented is not None
+    got = found.of_views(torch.tensor([2, 0, 1, 2]), torch.tensor([0, 2, 1, 1]))
+    want = [found.features[2], found.augmented[0, 1], found.augmented[1, 0], found.augmented[2, 0]]
+    assert torch.equal(got, torch.stack(want))
+    plain = FeatureSet(found.features, found.labels)
+    assert torch.equal(plain.of_views(torch.tensor([1]), torch.tensor([0])), found.features[[1]])
+    with pytest.raises(ValueError, match="views were asked for"):
+        plain.of_views(torch.tensor([1]), torch.tensor([1]))
+
+
+def test_subset_keeps_views_with_their_images(backbone: Backbone) -> None:
+    whole = image_features(backbone, Pictures([1, 2, 3]), views=3)
+    part = whole.subset([2, 0]).to(torch.device("cpu"))
+    assert whole.augmented is not None
+    assert part.augmented is not None
+    assert torch.equal(part.augmented, whole.augmented[[2, 0]])
 
 
 def test_subset_keeps_features_and_labels_together(backbone: Backbone) -> None:

@@ -1,0 +1,100 @@
+"""A segment of the feature cache: a file of features that is never changed, and that cannot be wrong unnoticed.
+
+    magic (24 bytes) | table (32) | n, width: two little-endian 64-bit numbers | n keys of 32 bytes, ascending |
+    features (n, width), little-endian float32
+
+Its name is the SHA-256 of all of that: whatever happened to the file, it is its name that tells.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import mmap
+import struct
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+Keys = NDArray[np.bytes_]
+"""SHA-256 digests `(N,)` of dtype S32. NumPy takes trailing zero bytes for padding; all have the same length, so
+comparing them is right all the same."""
+Rows = NDArray[np.int64]
+Features = NDArray[np.float32]
+
+SUFFIX = ".features"
+KEY_BYTES = 32
+_HEADER = struct.Struct("<24s32sQQ")
+_MAGIC = b"pfedsecure features 1".ljust(24)
+
+
+class DamagedSegment(Exception):
+    """A file that is not what its name says."""
+
+
+def keys_of(digests: list[bytes]) -> Keys:
+    """32-byte digests as an array."""
+    return np.frombuffer(b"".join(digests), dtype=f"S{KEY_BYTES}")
+
+
+@dataclass(frozen=True)
+class Segment:
+    """Features `(n, width)` of the images `keys (n,)`, which are ascending and all different."""
+
+    keys: Keys
+    features: Features
+
+    @classmethod
+    def of(cls, keys: Keys, features: Features) -> Segment:
+        """From keys in any order; of a key that comes twice the first counts."""
+        distinct, first = np.unique(keys, return_index=True)
+        return cls(distinct, features[first])
+
+    def to_bytes(self, table: str) -> bytes:
+        """The file, for the table whose name `table` is 64 hexadecimal digits."""
+        header = _HEADER.pack(_MAGIC, bytes.fromhex(table), len(self.keys), self.features.shape[1])
+        return header + self.keys.tobytes() + self.features.astype("<f4").tobytes()
+
+
+def file_name(content: bytes) -> str:
+    """What a segment with this content is called."""
+    return hashlib.sha256(content).hexdigest() + SUFFIX
+
+
+def read(path: Path, table: str) -> Segment:
+    """The whole segment, in memory. Raises DamagedSegment, and FileNotFoundError or another OSError."""
+    return _parse(path.read_bytes(), path, table)
+
+
+def find(path: Path, table: str, wanted: Keys) -> tuple[Rows, Features]:
+    """Which of `wanted`, ascending and all different, are in the segment at `path`, and their features.
+
+    The file is mapped, not read into memory, and what is found is copied out. Raises as `read` does.
+    """
+    with path.open("rb") as file:
+        try:
+            mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        except ValueError:  # an empty file
+            raise DamagedSegment from None
+    with mapped:
+        return _find(_parse(mapped, path, table), wanted)
+
+
+def _find(segment: Segment, wanted: Keys) -> tuple[Rows, Features]:
+    # The segment's keys are looked for among the wanted ones: over many segments that is each key once.
+    rows = np.searchsorted(wanted, segment.keys)
+    here = np.flatnonzero(wanted[np.minimum(rows, len(wanted) - 1)] == segment.keys)
+    return rows[here].astype(np.int64), segment.features[here]
+
+
+def _parse(content: bytes | mmap.mmap, path: Path, table: str) -> Segment:
+    """A segment whose arrays lie in `content`."""
+    if hashlib.sha256(content).hexdigest() != path.stem:
+        raise DamagedSegment
+    magic, of_table, n, width = _HEADER.unpack_from(content)
+    if magic != _MAGIC or of_table != bytes.fromhex(table):
+        raise DamagedSegment
+    keys = np.frombuffer(content, dtype=f"S{KEY_BYTES}", count=n, offset=_HEADER.size)
+    features = np.frombuffer(content, dtype="<f4", count=n * width, offset=_HEADER.size + KEY_BYTES * n)
+    return Segment(keys, features.reshape(n, width))
