@@ -27,7 +27,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -119,7 +119,8 @@ class FeatureCache:
 
     def _write(self, table: str, segment: Segment) -> None:
         """Add a segment; the small ones of the table go up in it when there are many. The lock is held."""
-        small = [path for path in self._segments(table) if path.stat().st_size < SEGMENT_BYTES / 2]
+        sizes = _statuses(self._segments(table))
+        small = [path for path, status in sizes.items() if status.st_size < SEGMENT_BYTES / 2]
         merged = small if len(small) + 1 >= _MERGED else []
         parts = [segment]
         for path in merged:
@@ -127,6 +128,8 @@ class FeatureCache:
                 parts.append(read(path, table))
             except DamagedSegment:
                 self._remove_damaged(path)
+            except FileNotFoundError:  # somebody who read it found it damaged
+                pass
         if len(parts) > 1:
             keys = np.concatenate([part.keys for part in parts])
             segment = Segment.of(keys, np.concatenate([part.features for part in parts]))
@@ -148,7 +151,7 @@ class FeatureCache:
 
     def _evict(self) -> None:
         """Remove the segments of any table that were not used for longest, until the rest is small enough."""
-        sizes = {path: path.stat() for path in self._folder.glob(f"*/*{SUFFIX}")}
+        sizes = _statuses(self._folder.glob(f"*/*{SUFFIX}"))
         total = sum(status.st_size for status in sizes.values())
         for path in sorted(sizes, key=lambda path: sizes[path].st_mtime_ns):
             if total <= self._max_bytes:
@@ -167,6 +170,15 @@ class FeatureCache:
         except OSError as error:  # filelock's Timeout is one, too
             self._broken = True
             logger.warning("%s cannot be used as a cache of image features (%s); going on without", self._folder, error)
+
+
+def _statuses(paths: Iterable[Path]) -> dict[Path, os.stat_result]:
+    """Of those that are there: who finds a damaged segment removes it, with or without the lock."""
+    found = {}
+    for path in paths:
+        with suppress(FileNotFoundError):
+            found[path] = path.stat()
+    return found
 
 
 def _mark_used(path: Path) -> None:
