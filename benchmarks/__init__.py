@@ -11,6 +11,7 @@ BENCHMARKS = {
     "privacy-utility": "What epsilon costs in accuracy, by mechanism, matching and shots, beside other ways",
     "secagg": "Secure aggregation: what it costs a client and the server, beside Flower's SecAgg+ and CKKS",
     "training": "A local epoch against the published way and the floor: time, memory, losses",
+    "views": "Stored views of each image against fresh crops at every step: accuracy and time",
 }
 """Every benchmark by name, with the question that it answers. Kept here so that a list is instant."""
 

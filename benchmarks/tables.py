@@ -17,6 +17,7 @@ from .expert_tables import experts_table
 from .matching_table import matching_table
 from .privacy_tables import privacy_table
 from .training_table import training_table
+from .views_table import views_table
 
 
 def table_of(report: Report) -> str:
@@ -167,4 +168,5 @@ _TABLES: dict[str, Callable[[Report], str]] = {
     "privacy-utility": privacy_table,
     "secagg": secagg_table,
     "training": lambda report: "\n".join([training_table(report), *_bars(report)]),
+    "views": views_table,
 }
