@@ -8,7 +8,7 @@ Symbols: N images, D embedding width, C classes, n x d context, K experts.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from pfed_client.frozen_prompts import FrozenPrompts
 from pfed_client.local_model import Array, LocalModel
 from pfedsecure.clip.backbone import Backbone
 from pfedsecure.clip.features import FeatureSet
@@ -44,20 +45,32 @@ class RoundReport:
 class Trainer:
     """One client's training on features that were computed once.
 
-    `name` seeds what is random (gate, order of batches) together with the plan's seed. Raises PlanError when the gate's
+    `name` seeds what is random (gate, order of batches) together with the plan's seed. `frozen`: the plan's class names
+    and what is known of prompts behind them, for trainers of one process to share. Raises PlanError when the gate's
     width does not fit the backbone.
     """
 
     paper_mixture: type[MixtureModel] = MixtureModel
     """What the form `paper` makes of gate and experts; benchmarks try others by overriding it."""
 
-    def __init__(self, plan: Plan, backbone: Backbone, train: FeatureSet, test: FeatureSet, *, name: str) -> None:
+    def __init__(
+        self,
+        plan: Plan,
+        backbone: Backbone,
+        train: FeatureSet,
+        test: FeatureSet,
+        *,
+        name: str,
+        frozen: FrozenPrompts | None = None,
+    ) -> None:
         self._plan = plan
         self._backbone = backbone
-        self._name = name
+        self.name = name
         self._train = train.to(backbone.device)
         self._test = test.to(backbone.device)
-        self._classes = backbone.tower.class_tails(backbone.tokenizer, plan.class_names, plan.prompt.context_length)
+        # Of the experts of a round and the own prompt: training, lending and predicting need the same ones.
+        self._frozen = frozen or FrozenPrompts(plan, backbone, capacity=plan.n_experts + 1)
+        self._classes = self._frozen.classes
         if self.has_gate:
             pool(self._train.features[:0], plan.mixture.gate_width)
 
@@ -78,7 +91,7 @@ class Trainer:
         """A client's model before its first round: the plan's start and a gate of its own."""
         gate: dict[str, Array] = {}
         if self.has_gate:
-            seed = derive_seed(self._plan.seed, self._name, "gate")
+            seed = derive_seed(self._plan.seed, self.name, "gate")
             gate = gate_arrays(self._gate(torch.Generator().manual_seed(seed)))
         start = self.initial_context()
         shape = lent_shape(self._plan, (start.shape[0], start.shape[1]))
@@ -98,27 +111,50 @@ class Trainer:
         Returns a new model; `model` is not changed. `on_step(step, steps, loss)` is called after every step.
         """
         training = self._plan.training
-        candidate = LocalModel(context=start, gate=model.gate, experts=experts, trained_round=round_number)
-        network = self.network(candidate)
+        network = self.start_of(model, start, experts, round_number)
         optimizers = make_optimizers(network, training)
-        generator = torch.Generator().manual_seed(derive_seed(self._plan.seed, self._name, "batches", round_number))
-        views = torch.Generator().manual_seed(derive_seed(self._plan.seed, self._name, "views", round_number))
-        steps_per_epoch = math.ceil(len(self._train) / training.batch_size)
-        steps = steps_per_epoch * training.local_epochs
+        steps = self.steps
         losses: list[float] = []
-        for _ in range(training.local_epochs):
+        for features, labels in self.batches(round_number):
+            set_prompt_lr(optimizers[0], cosine(training.prompt_lr, len(losses), steps))
+            loss = F.cross_entropy(network(features), labels)
+            for optimizer in optimizers:
+                optimizer.zero_grad()
+            loss.backward()
+            for optimizer in optimizers:
+                optimizer.step()
+            losses.append(loss.item())
+            if on_step is not None:
+                on_step(len(losses), steps, losses[-1])
+        return self.end_of(network, model, experts, round_number, losses)
+
+    @property
+    def tokens(self) -> int:
+        """How many tokens the text tower computes for one prompt: SOS, context, and all class names."""
+        return 1 + self._plan.prompt.context_length + self._classes.tails.shape[0] * self._classes.tails.shape[1]
+
+    @property
+    def steps(self) -> int:
+        """Optimiser steps of a round."""
+        return self._steps_per_epoch * self._plan.training.local_epochs
+
+    def start_of(self, model: LocalModel, start: Array, experts: Array, round_number: int) -> PromptModel:
+        """What `train_round` trains, before the first step."""
+        return self.network(LocalModel(context=start, gate=model.gate, experts=experts, trained_round=round_number))
+
+    def batches(self, round_number: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """Features `(B, D)` and labels `(B,)` of each step of a round, in order."""
+        generator = torch.Generator().manual_seed(derive_seed(self._plan.seed, self.name, "batches", round_number))
+        views = torch.Generator().manual_seed(derive_seed(self._plan.seed, self.name, "views", round_number))
+        for _ in range(self._plan.training.local_epochs):
             order = torch.randperm(len(self._train), generator=generator).to(self._train.labels.device)
-            for batch in order.split(training.batch_size):
-                set_prompt_lr(optimizers[0], cosine(training.prompt_lr, len(losses), steps))
-                loss = F.cross_entropy(network(self.batch_features(batch, views)), self._train.labels[batch])
-                for optimizer in optimizers:
-                    optimizer.zero_grad()
-                loss.backward()
-                for optimizer in optimizers:
-                    optimizer.step()
-                losses.append(loss.item())
-                if on_step is not None:
-                    on_step(len(losses), steps, losses[-1])
+            for batch in order.split(self._plan.training.batch_size):
+                yield self.batch_features(batch, views), self._train.labels[batch]
+
+    def end_of(
+        self, network: PromptModel, model: LocalModel, experts: Array, round_number: int, losses: Sequence[float]
+    ) -> tuple[LocalModel, RoundReport]:
+        """What `train_round` returns when `network` came of `model` with the `losses` of all steps."""
         gate = gate_arrays(network.gate) if isinstance(network, MixtureModel) else model.gate
         trained = LocalModel(
             context=network.ctx.detach().cpu().numpy(),
@@ -128,7 +164,7 @@ class Trainer:
             n_train=len(self._train),
         )
         report = RoundReport(
-            train_loss=float(np.mean(losses[-steps_per_epoch:])),
+            train_loss=float(np.mean(losses[-self._steps_per_epoch :])),
             n_train=len(self._train),
             n_experts=len(experts),
             steps=len(losses),
@@ -142,8 +178,14 @@ class Trainer:
             return self._train.features[rows]
         return self._train.of_views(rows, torch.randint(n_views, rows.shape, generator=generator).to(rows.device))
 
+    @property
+    def _steps_per_epoch(self) -> int:
+        return math.ceil(len(self._train) / self._plan.training.batch_size)
+
     def lent(self, model: LocalModel) -> Array:
         """What peers get of `model`: its context `(n, d)`, in an ensemble with its gate's output, `(n + r, d)`."""
+        if self._plan.mixture.form != "ensemble":
+            return model.context
         network = self.network(model)
         if not isinstance(network, EnsembleModel):
             return model.context
@@ -151,12 +193,12 @@ class Trainer:
 
     def evaluate(self, model: LocalModel) -> float:
         """Accuracy in [0, 1] on the client's own test images, over all classes of the plan."""
-        return self._accuracy(self.network(model))
+        return self._accuracy(self._predicting(model))
 
     @torch.no_grad()
     def predict(self, model: LocalModel, features: Tensor) -> Tensor:
         """Class probabilities `(B, C)` of normalised image features `(B, D)`."""
-        probabilities: Tensor = self.network(model).predict(features.to(self._backbone.device)).softmax(dim=1)
+        probabilities: Tensor = self._predicting(model).predict(features.to(self._backbone.device)).softmax(dim=1)
         return probabilities.cpu()
 
     def explain(self, model: LocalModel, features: Tensor) -> Tensor | None:
@@ -180,6 +222,12 @@ class Trainer:
         predicted = network.predict(self._test.features).argmax(dim=1)
         return float((predicted == self._test.labels).double().mean())
 
+    def _predicting(self, model: LocalModel) -> PromptModel:
+        """What `model` predicts with."""
+        network = self.network(model)
+        network.freeze(self._frozen.features(network.ctx))
+        return network
+
     def _gate(self, generator: torch.Generator | None = None) -> Gate:
         mixture = self._plan.mixture
         return Gate(mixture.gate_width, mixture.gate_heads, mixture.attention_scale, generator)
@@ -196,9 +244,8 @@ class Trainer:
             return PromptModel(tower, self._classes, context, self._backbone.logit_scale)
         gate = self._gate()
         gate.load_state_dict({key: torch.from_numpy(value) for key, value in model.gate.items()})
-        with torch.no_grad():
-            expert_contexts = torch.from_numpy(np.ascontiguousarray(contexts(self._plan, model.experts))).to(device)
-            expert_features = tower(expert_contexts, self._classes)
+        expert_contexts = torch.from_numpy(np.ascontiguousarray(contexts(self._plan, model.experts)))
+        expert_features = self._frozen.of_all(expert_contexts)
         mixture: Callable[..., MixtureModel] = self.paper_mixture
         if ensemble:
             outputs = torch.from_numpy(np.ascontiguousarray(gate_outputs(self._plan, model.experts))).to(device)

@@ -37,11 +37,20 @@ class PromptModel(nn.Module):
         self._classes = classes
         self.logit_scale = logit_scale
         self.ctx = nn.Parameter(context.clone().float())
+        self._known: Tensor | None = None
+
+    def freeze(self, text_features: Tensor) -> None:
+        """Use `text_features (C, D)`, computed before from the context as it is now: it is not trained any more."""
+        self._known = text_features
 
     def text_features(self) -> Tensor:
         """`T (C, D)`, normalised."""
-        features: Tensor = self._tower[0](self.ctx[None], self._classes)
-        return features[0]
+        return self.text_features_of(self.ctx[None])[0] if self._known is None else self._known
+
+    def text_features_of(self, contexts: Tensor) -> Tensor:
+        """`(P, C, D)`, normalised, of any contexts `(P, n, d)` before this model's class names."""
+        features: Tensor = self._tower[0](contexts, self._classes)
+        return features
 
     def logits(self, features: Tensor, text_features: Tensor) -> Tensor:
         """Logits `(B, C)` of normalised image features `(B, D)`, with `text_features (C, D)` for the prompt's own."""
@@ -75,7 +84,9 @@ class MixtureModel(PromptModel):
         self.gate = gate
         self.gate_width = gate_width
         self.lambda_ = lambda_
-        self._experts = pool(expert_features, gate_width).transpose(0, 1)  # (C, K, g)
+        self._experts: Tensor
+        experts = pool(expert_features, gate_width).transpose(0, 1)  # (C, K, g)
+        self.register_buffer("_experts", experts, persistent=False)  # frozen, and no part of what is saved
 
     def expert_keys(self, text_features: Tensor) -> Tensor:
         """Pooled text features `(C, K + 1, g)`: the local prompt first, then the experts."""
