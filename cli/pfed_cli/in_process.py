@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 
 from pfed_server.coordinator import Coordinator
 from pfedsecure.wire.api import FederationApi
@@ -12,11 +13,20 @@ from pfedsecure.wire.v1 import round_pb2 as rnd
 
 
 class InProcessApi(FederationApi):
-    """`FederationApi` of the client `peer`. `fetched` holds the expert ids that it asked for, by round."""
+    """`FederationApi` of the client `peer`. `fetched` holds the expert ids that it asked for, by round.
 
-    def __init__(self, coordinator: Coordinator, peer: Peer) -> None:
+    `waiting(version)` is entered while the client waits for a view other than that of `version`.
+    """
+
+    def __init__(
+        self,
+        coordinator: Coordinator,
+        peer: Peer,
+        waiting: Callable[[int], AbstractContextManager[None]] | None = None,
+    ) -> None:
         self._coordinator = coordinator
         self._peer = peer
+        self._waiting = waiting or (lambda _version: nullcontext())
         self.fetched: dict[int, tuple[str, ...]] = {}
 
     async def get_plan(self) -> fed.GetPlanReply:
@@ -26,7 +36,8 @@ class InProcessApi(FederationApi):
         return await self._coordinator.join(self._peer, request)
 
     async def await_view(self, request: fed.AwaitRequest) -> fed.FederationView:
-        return await self._coordinator.await_view(self._peer, request)
+        with self._waiting(request.seen_version):
+            return await self._coordinator.await_view(self._peer, request)
 
     async def heartbeat(self, request: fed.HeartbeatRequest) -> fed.HeartbeatReply:
         return await self._coordinator.heartbeat(self._peer, request)

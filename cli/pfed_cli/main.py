@@ -9,6 +9,7 @@ from pfed_cli.lazy import LazyCommand, LazyGroup
 
 COMMANDS = {
     "demo": LazyCommand("pfed_cli.demo.command", "demo", "A federation of five clients on this machine, and a report."),
+    "simulate": LazyCommand("pfed_cli.simulate.command", "simulate", "Many clients in one process, to try a plan out."),
     "pki": LazyCommand("pfed_cli.pki", "pki", "Certificates: who takes part in a federation."),
     "status": LazyCommand("pfed_cli.status", "status", "Where a federation stands."),
     "bench": LazyCommand("pfed_benchmarks.cli", "bench", "Measurements, each into one JSON file."),

@@ -1,9 +1,9 @@
 """A whole federation in one process: the server's coordinator and the clients' sessions, the code of the real thing.
 
 What is left out is the network and time. Messages are handed over instead of sent, callers are known by certificates of
-an authority made for the occasion, the clock stands still, so that no deadline passes and nobody falls silent, and one
-thread trains one client after the other. The same plan, data and backbone therefore give the same result on a machine,
-and the same as separate processes give that use as many threads each.
+an authority made for the occasion, the clock stands still, so that no deadline passes and nobody falls silent, and
+unless other workers are given one thread trains one client after the other. The same plan, data and backbone therefore
+give the same result on a machine, and the same as separate processes give that use as many threads each.
 """
 
 from __future__ import annotations
@@ -23,10 +23,13 @@ from pathlib import Path
 from statistics import fmean
 
 from pfed_cli.in_process import InProcessApi
+from pfed_cli.simulate.workers import SideBySide, Workers
 from pfed_client.agreement import agree
+from pfed_client.frozen_prompts import FrozenPrompts
 from pfed_client.ledger.account import Account
 from pfed_client.local_model import LocalModel
 from pfed_client.metrics import RoundRecord
+from pfed_client.observer import Observer, SilentObserver
 from pfed_client.privacy import Privacy, privacy
 from pfed_client.session import Session
 from pfed_client.state import ClientState, Settings, model_owner
@@ -41,6 +44,8 @@ from pfedsecure.pki.development import enrol, ensure_development_pki
 from pfedsecure.plan import Plan
 from pfedsecure.wire.peer import Peer
 
+_KEPT_BYTES = 2**30
+"""Of text features."""
 _MEMORY_FOLDER = Path("/dev/shm")  # noqa: S108 - what is put there is made by tempfile, for this user alone
 
 
@@ -62,6 +67,8 @@ class ClientResult:
     model: LocalModel
     borrowed: Mapping[int, tuple[str, ...]]
     """By round: the owners of the experts that it used, nearest first."""
+    privacy: str | None = None
+    """What it promised, in words, where it did."""
 
 
 @dataclass(frozen=True)
@@ -109,13 +116,20 @@ def with_privacy(plan: Plan, backbone: Backbone, epsilon: float, delta: float | 
     return prepare
 
 
-def without_privacy(plan: Plan, backbone: Backbone) -> Prepare:
-    """Clients that promise nothing."""
+def without_privacy(plan: Plan, backbone: Backbone, clients: int = 0) -> Prepare:
+    """Clients that promise nothing. What is known of frozen prompts is kept of as many as `clients` lend each other."""
+    frozen = FrozenPrompts(plan, backbone, _kept_prompts(plan, clients))
 
     def prepare(client: SimulatedClient, state: ClientState) -> tuple[Trainer, Privacy | None]:
-        return Trainer(plan, backbone, client.train, client.test, name=client.name), None
+        return Trainer(plan, backbone, client.train, client.test, name=client.name, frozen=frozen), None
 
     return prepare
+
+
+def _kept_prompts(plan: Plan, clients: int) -> int:
+    """Those of the round before and of this one, but no more than fit into a part of the memory."""
+    width = 4 * 1024 * len(plan.class_names)  # bytes, of the widest CLIP
+    return max(plan.n_experts + 1, min(2 * clients, _KEPT_BYTES // width))
 
 
 class StandingClock:
@@ -132,11 +146,18 @@ class StandingClock:
 
 
 def simulate(
-    plan: Plan, clients: Sequence[SimulatedClient], backbone: Backbone, prepare: Prepare | None = None
+    plan: Plan,
+    clients: Sequence[SimulatedClient],
+    backbone: Backbone,
+    prepare: Prepare | None = None,
+    *,
+    workers: Workers | None = None,
+    observer: Observer | None = None,
 ) -> SimulationResult:
     """Run the federation of `plan` among `clients` from the first round to the last.
 
-    `prepare` says what they train with; by default without differential privacy.
+    `prepare` says what they train with; by default without differential privacy. `workers`: where they train; by
+    default in one thread. `observer` is told of all clients alike.
 
     Raises PlanError unless the plan waits for all of them before the first round: who takes part in it would be left
     to chance. Otherwise as a real server or client would.
@@ -148,7 +169,14 @@ def simulate(
         )
     started = time.monotonic()
     with _scratch_folder() as folder:
-        federation = _Federation(plan, backbone, folder, prepare or without_privacy(plan, backbone))
+        federation = _Federation(
+            plan,
+            backbone,
+            folder,
+            prepare or without_privacy(plan, backbone, len(clients)),
+            workers or SideBySide(),
+            observer or SilentObserver(),
+        )
         results = asyncio.run(federation.run(clients))
     return SimulationResult(results, time.monotonic() - started)
 
@@ -186,19 +214,24 @@ class _Outcome:
     rounds: tuple[RoundRecord, ...]
     model: LocalModel
     fetched: Mapping[int, tuple[str, ...]]
+    privacy: str | None
 
     def result(self, owner: Mapping[str, str]) -> ClientResult:
         """With the names behind the pseudonyms, as `owner` has them."""
         borrowed = {number: tuple(owner[expert_id] for expert_id in ids) for number, ids in self.fetched.items()}
-        return ClientResult(self.accuracy, self.rounds, self.model, borrowed)
+        return ClientResult(self.accuracy, self.rounds, self.model, borrowed, self.privacy)
 
 
 class _Federation:
     """One simulation under way."""
 
-    def __init__(self, plan: Plan, backbone: Backbone, folder: Path, prepare: Prepare) -> None:
+    def __init__(
+        self, plan: Plan, backbone: Backbone, folder: Path, prepare: Prepare, workers: Workers, observer: Observer
+    ) -> None:
         self._plan = plan
         self._prepare = prepare
+        self._workers = workers
+        self._observer = observer
         self._backbone = backbone
         self._folder = folder
         self._store = SqlStore.in_memory(plan)
@@ -225,19 +258,27 @@ class _Federation:
 
     async def _run(self, clients: Sequence[SimulatedClient]) -> list[asyncio.Task[_Outcome]]:
         await self._coordinator.start()
+        workers = self._workers
+        workers.start([client.name for client in clients], lambda: self._coordinator.version)
         try:
-            with ThreadPoolExecutor(max_workers=1, thread_name_prefix="training") as training_thread:
+            with ThreadPoolExecutor(workers.threads, thread_name_prefix="training") as training, _stopping(workers):
                 async with asyncio.TaskGroup() as group:
-                    return [group.create_task(self._take_part(client, training_thread)) for client in clients]
+                    return [group.create_task(self._take_part(client, training)) for client in clients]
         except BaseExceptionGroup as errors:
             raise errors.exceptions[0] from None
         finally:
             await self._coordinator.stop()
 
-    async def _take_part(self, client: SimulatedClient, training_thread: Executor) -> _Outcome:
+    async def _take_part(self, client: SimulatedClient, training: Executor) -> _Outcome:
+        try:
+            return await self._session(client, training)
+        finally:
+            self._workers.gone(client.name)
+
+    async def _session(self, client: SimulatedClient, training: Executor) -> _Outcome:
         identity = enrol(self._folder / "pki", client.name, "client", self._folder / "identities" / client.name)
         peer = Peer.from_certificate(identity.certificate, identity.authority, datetime.now(UTC))
-        api = InProcessApi(self._coordinator, peer)
+        api = InProcessApi(self._coordinator, peer, partial(self._workers.waiting, client.name))
         with ClientState(self._folder / "states" / client.name) as state:
             state.claim(client.name)
             agreement = await agree(api, state, self._plan)
@@ -247,16 +288,26 @@ class _Federation:
                 api,
                 agreement,
                 state,
-                trainer,
+                self._workers.trainer(client.name, trainer),
                 backbone_digest=self._backbone.digest,
                 identity=identity,
                 privacy=promised,
-                executor=training_thread,
+                observer=self._observer,
+                executor=training,
             )
             accuracy = await session.run()
             model = state.load_model(model_owner(self._plan, self._backbone.digest))
             assert model is not None  # the session saved it
-            return _Outcome(accuracy, tuple(state.metrics.read()), model, api.fetched)
+            words = None if promised is None else promised.promise.in_words()
+            return _Outcome(accuracy, tuple(state.metrics.read()), model, api.fetched, words)
+
+
+@contextmanager
+def _stopping(workers: Workers) -> Iterator[None]:
+    try:
+        yield
+    finally:
+        workers.stop()
 
 
 @contextmanager

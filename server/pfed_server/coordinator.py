@@ -93,6 +93,11 @@ class Coordinator:
         await self._lending.stop()
 
     @property
+    def version(self) -> int:
+        """Of the newest view."""
+        return self._federation.state.version
+
+    @property
     def max_upload_bytes(self) -> int:
         """Most bytes of a message of the open round's aggregation or of a publication."""
         return max(self._aggregating.max_message_bytes, self._lending.max_publication_bytes)

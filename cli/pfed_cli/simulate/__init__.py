@@ -1,0 +1,1 @@
+"""`pfed simulate`: many clients in one process, and where they train."""

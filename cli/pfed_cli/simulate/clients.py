@@ -1,0 +1,44 @@
+"""From images to simulated clients: features computed once for all, and each client's own split of its rows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from pfed_cli.simulate.shares import Indices
+from pfed_cli.simulation import SimulatedClient
+from pfed_client.participant import split
+from pfedsecure.clip.backbone import Backbone
+from pfedsecure.clip.features import image_features
+from pfedsecure.data import ImageSet
+from pfedsecure.errors import DataError
+from pfedsecure.plan import Plan
+
+Progress = Callable[[int, int], None]
+
+
+def clients_of(
+    plan: Plan,
+    backbone: Backbone,
+    images: ImageSet,
+    shares: Mapping[str, Indices],
+    *,
+    test_fraction: float,
+    cache: Path,
+    on_progress: Progress | None = None,
+) -> list[SimulatedClient]:
+    """One client for each of `shares`, rows of `images` by name; `cache` keeps the features of all images.
+
+    Each splits its images into training and test as `pfed-client` would under its name. Raises ClassNamesMismatch, and
+    DataError naming the client that has too few images.
+    """
+    images = images.relabel(plan.class_names)
+    splits = {}
+    for name, rows in shares.items():
+        try:
+            train, test = split(images.subset(rows), plan, name, test_fraction)
+        except DataError as error:
+            raise DataError(f"{name}: {error}") from None
+        splits[name] = rows[train], rows[test]
+    features = image_features(backbone, images, cache_dir=cache / "features", on_progress=on_progress)
+    return [SimulatedClient(name, features.subset(rows[0]), features.subset(rows[1])) for name, rows in splits.items()]
