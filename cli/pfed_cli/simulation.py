@@ -118,7 +118,7 @@ def with_privacy(plan: Plan, backbone: Backbone, epsilon: float, delta: float | 
 
 def without_privacy(plan: Plan, backbone: Backbone, clients: int = 0) -> Prepare:
     """Clients that promise nothing. What is known of frozen prompts is kept of as many as `clients` lend each other."""
-    frozen = FrozenPrompts(plan, backbone, _kept_prompts(plan, clients))
+    frozen = FrozenPrompts(plan, backbone, kept_prompts(plan, clients))
 
     def prepare(client: SimulatedClient, state: ClientState) -> tuple[Trainer, Privacy | None]:
         return Trainer(plan, backbone, client.train, client.test, name=client.name, frozen=frozen), None
@@ -126,7 +126,7 @@ def without_privacy(plan: Plan, backbone: Backbone, clients: int = 0) -> Prepare
     return prepare
 
 
-def _kept_prompts(plan: Plan, clients: int) -> int:
+def kept_prompts(plan: Plan, clients: int) -> int:
     """Those of the round before and of this one, but no more than fit into a part of the memory."""
     width = 4 * 1024 * len(plan.class_names)  # bytes, of the widest CLIP
     return max(plan.n_experts + 1, min(2 * clients, _KEPT_BYTES // width))

@@ -19,7 +19,6 @@ from pfedsecure.pki.identity import Identity
 from pfedsecure.plan import Plan
 from pfedsecure.secagg import (
     Assumptions,
-    Certificates,
     ClientRound,
     Credentials,
     Encoding,
@@ -28,6 +27,7 @@ from pfedsecure.secagg import (
     ServerRound,
     Step,
     Update,
+    certificates_under,
     result,
 )
 from pfedsecure.secagg.setting import LARGEST_COHORT
@@ -55,7 +55,7 @@ class SecureClientAggregation:
         self._parameters = parameters(plan, shape)
         self._name = identity.subject.name
         self._credentials = Credentials.of(identity)
-        self._certificates = Certificates(identity.authority)
+        self._certificates = certificates_under(identity.authority)
 
     def begin(self, identity: RoundIdentity, contribution: Contribution, save: Save) -> SecureClientRound:
         setting = _setting(self._plan, identity, self._parameters)
@@ -131,7 +131,7 @@ class SecureServerAggregation:
         self._shape = shape
         self._parameters = parameters(plan, shape)
         Encoding.of(self._parameters, LARGEST_COHORT)
-        self._certificates = Certificates(authority)
+        self._certificates = certificates_under(authority)
 
     def max_message_bytes(self, clients: int) -> int:
         values = Encoding.of(self._parameters, LARGEST_COHORT).length

@@ -47,7 +47,7 @@ Not guaranteed, by this or any protocol of its kind:
 """
 
 from pfedsecure.secagg.client import ClientRound
-from pfedsecure.secagg.credentials import Certificates, Credentials
+from pfedsecure.secagg.credentials import Certificates, Credentials, certificates_under
 from pfedsecure.secagg.encoding import Encoding, Update, WeightedMean
 from pfedsecure.secagg.server import ServerRound
 from pfedsecure.secagg.setting import Assumptions, Parameters, RoundSetting
@@ -70,5 +70,6 @@ __all__ = [
     "Step",
     "Update",
     "WeightedMean",
+    "certificates_under",
     "result",
 ]

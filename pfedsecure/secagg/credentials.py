@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass
 from datetime import datetime
+from functools import lru_cache
 
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature
@@ -89,3 +90,9 @@ class Certificates:
         signer = Signer(subject.name, subject.fingerprint, key, until)
         self._accepted[digest] = signer, since
         return signer
+
+
+@lru_cache(maxsize=16)
+def certificates_under(authority: x509.Certificate) -> Certificates:
+    """The one object of this process for `authority`: parties that share a process verify nothing twice."""
+    return Certificates(authority)

@@ -65,6 +65,14 @@ def _checked_epsilon(_ctx: click.Context, _parameter: click.Parameter, epsilon: 
     "--workers", type=click.IntRange(1), help="Clients that train side by side; changes no result.  [default: 1]"
 )
 @click.option("--batched", is_flag=True, help="Train all clients of a round as one stacked model.")
+@click.option(
+    "--ray",
+    "ray_address",
+    is_flag=False,
+    flag_value="local",
+    metavar="[ADDRESS]",
+    help="Train on a Ray cluster: that at ADDRESS, or one of this machine.  [default: in this process]",
+)
 @click.option("--dp-epsilon", type=float, callback=_checked_epsilon, metavar="E", help="As of pfed-client, for all.")
 @click.option(
     "--dp-delta", type=click.FloatRange(0, 1, min_open=True, max_open=True), metavar="D", help="As of pfed-client."
@@ -95,6 +103,7 @@ def simulate(
     threads: int,
     workers: int | None,
     batched: bool,
+    ray_address: str | None,
     dp_epsilon: float | None,
     dp_delta: float | None,
     cache: Path,
@@ -111,6 +120,12 @@ def simulate(
         raise click.UsageError("--batched does not go with --dp-epsilon: private clients draw and pay one by one")
     if batched and workers is not None:
         raise click.UsageError("--workers does not go with --batched, which trains all clients as one; try --threads")
+    if ray_address is not None and (batched or dp_epsilon is not None):
+        other = "--batched" if batched else "--dp-epsilon"
+        why = (
+            "its actors train clients one by one" if batched else "a training that is lost with its actor was paid for"
+        )
+        raise click.UsageError(f"--ray does not go with {other}: {why}; leave one of the two off")
     console = Console()
     plan = None if plan_file is None else Plan.from_toml(plan_file)
     drawn_by = seed if seed is not None else (demo_plan(None, None, None) if plan is None else plan).seed
@@ -132,8 +147,8 @@ def simulate(
     from pfed_cli.simulate.together import Together
     from pfed_cli.simulate.watching import features_bar, watching
     from pfed_cli.simulate.workers import SideBySide, Workers
+    from pfed_cli.simulation import kept_prompts, with_privacy, without_privacy
     from pfed_cli.simulation import simulate as run
-    from pfed_cli.simulation import with_privacy, without_privacy
     from pfed_client.participant import agreed_backbone
     from pfed_client.state import Settings
 
@@ -148,8 +163,18 @@ def simulate(
             plan, backbone, images, shares, test_fraction=test_fraction, cache=cache, on_progress=on_progress
         )
     feature_seconds = time.monotonic() - started
-    place: Workers = Together(plan, len(clients)) if batched else SideBySide(workers or 1)
-    training = "batched" if batched else f"{workers or 1} side by side"
+    place: Workers
+    if batched:
+        place, training = Together(plan, len(clients)), "batched"
+    elif ray_address is not None:
+        from pfed_cli.simulate.on_ray import OnRay, Outfit
+
+        outfit = Outfit(plan, settings, device, threads, backbone.digest, kept_prompts(plan, len(clients)))
+        features = {client.name: (client.train, client.test) for client in clients}
+        place = OnRay(ray_address, outfit, features, workers)
+        training = f"{place.threads} side by side on Ray"
+    else:
+        place, training = SideBySide(workers or 1), f"{workers or 1} side by side"
     console.print(
         f"{len(clients)} clients ({shared.way}), {len(images)} images, {len(plan.class_names)} classes, "
         f"{plan.rounds.count} rounds; training {training}",
