@@ -10,6 +10,7 @@ BENCHMARKS = {
     "matching": "Matching on encrypted and noised sketches: cost, bytes and recall, beside TenSEAL's dot and CKKS",
     "privacy-utility": "What epsilon costs in accuracy, by mechanism, matching and shots, beside other ways",
     "secagg": "Secure aggregation: what it costs a client and the server, beside Flower's SecAgg+ and CKKS",
+    "simulation": "How long a simulation of 100 clients takes, and where the time goes",
     "training": "A local epoch against the published way and the floor: time, memory, losses",
     "views": "Stored views of each image against fresh crops at every step: accuracy and time",
 }

@@ -21,8 +21,15 @@ _END = bytes(1024)
 def open_photos(name: str, data: Path, cache: Path) -> ImageSet:
     """The images of `data / NAME.tar`, which holds a tree NAME/CLASS/IMAGE or NAME/DOMAIN/CLASS/IMAGE.
 
-    It is unpacked into `cache`; an archive with other content goes to another folder there. Images are not decoded, so
-    a broken one is an error only where it is used. Raises DataError.
+    Images are not decoded, so a broken one is an error only where it is used. Raises DataError.
+    """
+    return read_folder(unpacked(name, data, cache))
+
+
+def unpacked(name: str, data: Path, cache: Path) -> Path:
+    """The tree of `data / NAME.tar`, unpacked into `cache`; an archive with other content goes to another folder there.
+
+    Raises DataError.
     """
     archive = data / f"{name}.tar"
     try:
@@ -35,7 +42,7 @@ def open_photos(name: str, data: Path, cache: Path) -> ImageSet:
     folder = cache / f"{name}-{digest[:16]}"
     if not folder.is_dir():
         _unpack(archive, folder)
-    return read_folder(folder / name)
+    return folder / name
 
 
 def _unpack(archive: Path, folder: Path) -> None:

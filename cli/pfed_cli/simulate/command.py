@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -62,7 +63,9 @@ def _checked_epsilon(_ctx: click.Context, _parameter: click.Parameter, epsilon: 
 @click.option("--precision", type=click.Choice(["fp32", "bf16"]), default="fp32", help="Of the frozen model.")
 @click.option("--threads", type=click.IntRange(1), default=1, help="CPU threads of a client's training.")
 @click.option(
-    "--workers", type=click.IntRange(1), help="Clients that train side by side; changes no result.  [default: 1]"
+    "--workers",
+    type=click.IntRange(1),
+    help="Clients that train side by side; changes no result.  [default: one for each --threads cores]",
 )
 @click.option("--batched", is_flag=True, help="Train all clients of a round as one stacked model.")
 @click.option(
@@ -174,7 +177,8 @@ def simulate(
         place = OnRay(ray_address, outfit, features, workers)
         training = f"{place.threads} side by side on Ray"
     else:
-        place, training = SideBySide(workers or 1), f"{workers or 1} side by side"
+        side_by_side = workers or max(1, len(os.sched_getaffinity(0)) // threads)
+        place, training = SideBySide(side_by_side), f"{side_by_side} side by side"
     console.print(
         f"{len(clients)} clients ({shared.way}), {len(images)} images, {len(plan.class_names)} classes, "
         f"{plan.rounds.count} rounds; training {training}",
