@@ -159,6 +159,28 @@ def audit_table(report: Report) -> str:
     return "\n".join([*lines, "", *_bars(report)])
 
 
+def simulation_table(report: Report) -> str:
+    """The ways of training down, with seconds of the later rounds and processor time by part."""
+    machine, params = report.machine, report.params
+    whole = next(row for row in report.rows if row["way"] == "pfed simulate")
+    parts = ("training", "matching", "aggregation", "store", "other")
+    headings = [f"{part}, CPU s" for part in parts]
+    lines = [
+        f"{machine.cpu}, {machine.cores} cores, load {params['load']} as it began; {params['clients']} clients, "
+        f"{params['classes']} classes, {params['images']} images, {params['backbone']}. The whole command, "
+        f"{whole['rounds']} rounds: {_amount(whole, 'seconds', 1)} s, mean accuracy "
+        f"{_percent([whole], 'mean_accuracy')} %.",
+        "",
+        f"| {params['compared_rounds']} rounds | s | s of a later round | {' | '.join(headings)} |",
+        "|---|" + "---|" * (2 + len(parts)),
+    ]
+    for row in report.rows:
+        if row is not whole:
+            figures = [_amount(row, column, 1) for column in ("seconds", "later_round_seconds", *parts)]
+            lines.append(f"| {row['way']} | " + " | ".join(figures) + " |")
+    return "\n".join([*lines, "", *_bars(report)])
+
+
 _TABLES: dict[str, Callable[[Report], str]] = {
     "audit": audit_table,
     "dp-step": dp_step_table,
@@ -169,4 +191,5 @@ _TABLES: dict[str, Callable[[Report], str]] = {
     "secagg": secagg_table,
     "training": lambda report: "\n".join([training_table(report), *_bars(report)]),
     "views": views_table,
+    "simulation": simulation_table,
 }
