@@ -25,7 +25,8 @@ from pfedsecure.pki.installation import install_kit
 from pfedsecure.pki.kit import Kit
 from pfedsecure.pki.names import ROLES, Role
 from pfedsecure.pki.request import REQUEST_FILE, SigningRequest, request
-from pfedsecure.pki.rotation import left_out, live_clients, rotate
+from pfedsecure.pki.revoking import revoke
+from pfedsecure.pki.rotation import Rotation, left_out, live_clients, rotate
 
 _FOLDER = click.Path(file_okay=False, path_type=Path)
 _FILE = click.Path(dir_okay=False, path_type=Path)
@@ -37,7 +38,8 @@ def pki() -> None:
 
     A deployment in five steps: the consortium runs `init` once; every party runs `request` and sends the request;
     the consortium runs `approve` and sends the kit back; the party runs `install`; `show` prints what is there.
-    When a client leaves, the consortium runs `rotate`, and the others `install` the kits of that.
+    When a client leaves, the consortium runs `rotate`, and the others `install` the kits of that. When a key was stolen
+    it runs `revoke`, whose list goes to the server's operator.
     Private keys never leave the machine that made them.
     """
 
@@ -148,15 +150,60 @@ def rotate_command(folder: Path, kits: Path, without: tuple[str, ...]) -> None:
 
     Until a client has installed its kit, it can open nothing that the others protect with the new secret.
     """
-    done = rotate(Authority.load(folder), kits, without)
+    authority = Authority.load(folder)
+    done = rotate(authority, kits, without)
+    _print_kits(done)
+    revoked = {record.serial for record in authority.revoked()}
+    for record in done.removed:
+        outlook = (
+            "its certificate is revoked"
+            if record.serial in revoked
+            else f"its certificate is still valid until {record.not_after[:10]}, and until then the server lets it in: "
+            f"shut it out now with `pfed pki revoke {record.name} --authority {folder}`"
+        )
+        click.echo(f"{record.name} gets no kit; {outlook}")
+
+
+@pki.command(name="revoke")
+@click.argument("names", metavar="[NAME]...", nargs=-1)
+@click.option("--authority", "folder", type=_FOLDER, required=True, help="Folder made by `pfed pki init`.")
+@click.option("--crl", type=_FILE, default=Path("revoked.crl"), show_default=True, help="Where to write the list.")
+@click.option("--days", type=click.IntRange(min=1), default=30, show_default=True, help="When the next list is due.")
+@click.option("--keep-newest", is_flag=True, help="Not the newest certificate of NAME: it has replaced the others.")
+@click.option("--kits", type=_FOLDER, help="Rotate at once: folder for the kits of the clients that stay.")
+def revoke_command(
+    names: tuple[str, ...], folder: Path, crl: Path, days: int, keep_newest: bool, kits: Path | None
+) -> None:
+    """Makes the certificates of NAME count no longer, whether its key was stolen or it is to be shut out.
+
+    Signs a list of all that is revoked, for the server's operator: `pfed-server --crl FILE`. Without a NAME the list is
+    only signed again, which is due every --days.
+    """
+    authority = Authority.load(folder)
+    done = revoke(authority, names, keep_newest=keep_newest, days=days)
+    for record in done.revoked:
+        click.echo(f"revoked: {record.role} {record.name}, certificate {record.serial}")
+    if names and not done.revoked:
+        click.echo(f"nothing new to revoke of {', '.join(names)}")
+    write_public(crl, done.list.pem)
+    click.echo(
+        f"list {done.list.number} with {len(done.list.serials)} certificates: give {crl} to the server's operator now, "
+        "who puts it in the place of the file of `pfed-server --crl`; "
+        f"the next is due by {done.list.next_update:%Y-%m-%d}"
+    )
+    if kits is not None:
+        _print_kits(rotate(authority, kits))
+    elif any(record.role == "client" for record in done.revoked):
+        click.echo(
+            "whoever has the stolen key may have the clients' secret too: "
+            f"make a new one with `pfed pki rotate {folder} --kits kits`"
+        )
+
+
+def _print_kits(done: Rotation) -> None:
     click.echo(f"epoch {done.epoch} begins; send each kit to its client, who runs `pfed pki install` with it:")
     for name, path in done.kits.items():
         click.echo(f"  {path} to {name}")
-    for record in done.removed:
-        click.echo(
-            f"{record.name} gets no kit; its certificate is still valid until {record.not_after[:10]}, and until then "
-            "the server lets it in (there is no revocation yet)"
-        )
 
 
 @pki.command()
@@ -188,6 +235,7 @@ def _describe_authority(folder: Path) -> dict[str, object]:
         "not_after": authority.certificate.not_valid_after_utc.isoformat(),
         "epoch": None if epoch is None else epoch.number,
         "removed": list(left_out(folder, live_clients(issued, datetime.now(UTC)))),
+        "revoked": [record.serial for record in authority.revoked()],
         "issued": [asdict(record) for record in issued],
     }
 
@@ -244,12 +292,16 @@ def _confirm(found: str, whose: str, expected: str | None, yes: bool) -> None:
 
 def _print(found: Mapping[str, object]) -> None:
     """One `key: value` a line; fingerprints spaced, lists by their elements, absent things as a dash."""
+    revoked = cast("list[str]", found.get("revoked", []))
     for key, value in found.items():
+        if key == "revoked":
+            continue  # said of each certificate
         if key == "issued":
             click.echo("issued:")
             for record in cast("list[dict[str, Any]]", value):
                 known_as = f", author {record['pseudonym']}" if record["pseudonym"] else ""
                 live = "live" if datetime.fromisoformat(record["not_after"]) >= datetime.now(UTC) else "expired"
+                live = "REVOKED, was live" if record["serial"] in revoked else live
                 click.echo(f"  {record['role']} {record['name']}, {live} until {record['not_after'][:10]}{known_as}")
                 click.echo(f"    {spaced(record['fingerprint'])}")
             continue

@@ -5,7 +5,7 @@ secret that its clients share.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -24,8 +24,9 @@ from pfedsecure.pki.issuing import CLOCK_SKEW, author_certificate, issue, self_s
 from pfedsecure.pki.keys import new_private_key, private_pem, read_private_key, sealing_hex
 from pfedsecure.pki.kit import Kit
 from pfedsecure.pki.names import ROLE_URI_PREFIX, Role, is_valid_name, validate_name
-from pfedsecure.pki.registry import IssuedRecord
+from pfedsecure.pki.registry import REVOKED_FILE, IssuedRecord, RevokedRecord
 from pfedsecure.pki.request import SigningRequest, alternative_hosts
+from pfedsecure.pki.revocation import RevocationList
 from pfedsecure.pki.sealed import SealedSecret
 
 KEY_FILE = "authority.key"
@@ -88,6 +89,16 @@ class Authority:
     def issued(self) -> list[IssuedRecord]:
         """Every certificate ever issued, oldest first. Raises IdentityError when the record is missing or damaged."""
         return registry.read(self.folder / ISSUED_FILE)
+
+    def revoked(self) -> list[RevokedRecord]:
+        """Every certificate ever revoked, oldest first. Raises IdentityError when the record is damaged."""
+        return registry.read_revoked(self.folder / REVOKED_FILE)
+
+    def sign_list(
+        self, number: int, revoked: Mapping[int, datetime], valid: tuple[datetime, datetime]
+    ) -> RevocationList:
+        """See `RevocationList.sign`. What belongs on the list is the business of `revoking.revoke`."""
+        return RevocationList.sign(self.certificate, self._key, number, revoked, valid)
 
     def approve(
         self,
@@ -197,11 +208,15 @@ class Authority:
         return now + timedelta(days=days)
 
     def _refuse_taken(self, name: str, key_fingerprint: str, now: datetime, replace: bool) -> None:
+        if any(record.fingerprint == key_fingerprint for record in self.revoked()):
+            raise IdentityError(
+                "the key of this request was revoked: make new keys with `pfed pki request` in another folder"
+            )
         for record in self.issued():  # read even when replacing: nothing is added to a damaged record
             if record.name == name and record.fingerprint != key_fingerprint and record.is_live(now) and not replace:
                 raise IdentityError(
-                    f"name {name} belongs to another key until {record.not_after[:10]}: "
-                    "choose another name, or approve with --replace if its holder lost that key"
+                    f"name {name} belongs to another key until {record.not_after[:10]}: choose another name, or "
+                    "approve with --replace if its holder lost that key, or it was revoked"
                 )
 
 

@@ -1,4 +1,6 @@
-"""The authority's append-only records, one JSON object a line: every certificate it issued, every member it removed."""
+"""The authority's append-only records, one JSON object a line: every certificate that it issued, every one that it
+revoked, and every member that it removed.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +15,12 @@ from typing import TypeVar
 from pfedsecure.errors import IdentityError
 from pfedsecure.pki.certificates import Subject
 from pfedsecure.pki.files import exists, read_public, reported
+
+REMOVED_FILE = "removed.jsonl"
+"""In the authority's folder: members that later rotations leave out too, until they are approved again."""
+
+REVOKED_FILE = "revoked.jsonl"
+"""In the authority's folder: certificates that count no longer."""
 
 _SEALING_KEY_BYTES = 32
 
@@ -60,7 +68,21 @@ class RemovedRecord:
     at: str
 
 
-def append(path: Path, record: IssuedRecord | RemovedRecord) -> None:
+@dataclass(frozen=True)
+class RevokedRecord:
+    """A certificate that counts no longer, `not_after` being when it would have ended anyhow.
+
+    `fingerprint`: of its key, which is never to be certified again; None where a newer certificate of it stays good.
+    """
+
+    serial: str
+    name: str
+    not_after: str
+    at: str
+    fingerprint: str | None = None
+
+
+def append(path: Path, record: IssuedRecord | RemovedRecord | RevokedRecord) -> None:
     """Adds `record` and waits until it is on disk; IdentityError when it cannot be written."""
     content = {key: value for key, value in vars(record).items() if value is not None}
     line = json.dumps(content).encode() + b"\n"
@@ -80,6 +102,19 @@ def read(path: Path) -> list[IssuedRecord]:
 def read_removed(path: Path) -> list[RemovedRecord]:
     """All removals, oldest first; none when there is no file. IdentityError when it is damaged."""
     return _read(path, lambda content: RemovedRecord(**content)) if exists(path) else []
+
+
+def read_revoked(path: Path) -> list[RevokedRecord]:
+    """All revocations, oldest first; none when there is no file. IdentityError when it is damaged."""
+    return _read(path, _revoked) if exists(path) else []
+
+
+def _revoked(content: dict[str, str]) -> RevokedRecord:
+    record = RevokedRecord(**content)
+    int(record.serial, 16)
+    if datetime.fromisoformat(record.not_after).tzinfo is None or datetime.fromisoformat(record.at).tzinfo is None:
+        raise ValueError("a time without its offset")
+    return record
 
 
 def _issued(content: dict[str, str]) -> IssuedRecord:

@@ -12,10 +12,7 @@ from pfedsecure.pki import epochs, registry
 from pfedsecure.pki.authority import Authority
 from pfedsecure.pki.files import exists, locked, make_folder, read_public, write_public
 from pfedsecure.pki.kit import Kit
-from pfedsecure.pki.registry import IssuedRecord, RemovedRecord
-
-REMOVED_FILE = "removed.jsonl"
-"""In the authority's folder: members that later rotations leave out too, until they are approved again."""
+from pfedsecure.pki.registry import REMOVED_FILE, IssuedRecord, RemovedRecord
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,9 @@ from grpc_health.v1.health import aio as health  # type: ignore[attr-defined]
 from grpc_health.v1.health_pb2_grpc import add_HealthServicer_to_server
 
 from pfed_server.coordinator import Coordinator
+from pfed_server.guards import GuardInterceptor
 from pfed_server.interceptor import CallInterceptor
+from pfed_server.revocation import RevocationGuard, Revocations
 from pfed_server.service import add_services, by_certificate, by_claim
 from pfedsecure.console import Address
 from pfedsecure.errors import AddressInUse
@@ -31,7 +33,12 @@ _logger = logging.getLogger(__name__)
 
 
 async def run(
-    coordinator: Coordinator, address: Address, identity: Identity | None, *, exit_when_finished: bool
+    coordinator: Coordinator,
+    address: Address,
+    identity: Identity | None,
+    revocations: Revocations | None = None,
+    *,
+    exit_when_finished: bool,
 ) -> None:
     """Serve until SIGTERM or SIGINT; with `exit_when_finished` also until the end is known to the members online.
 
@@ -41,7 +48,7 @@ async def run(
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, told_to_stop.set)
-    async with serving(coordinator, address, identity) as bound:
+    async with serving(coordinator, address, identity, revocations) as bound:
         _logger.info("listening on %s, %s", bound, "plain text" if identity is None else "mutual TLS 1.3")
         ends: set[asyncio.Task[object]] = {asyncio.create_task(told_to_stop.wait())}
         if exit_when_finished:
@@ -55,21 +62,31 @@ async def run(
 
 
 @asynccontextmanager
-async def serving(coordinator: Coordinator, address: Address, identity: Identity | None) -> AsyncIterator[Address]:
+async def serving(
+    coordinator: Coordinator, address: Address, identity: Identity | None, revocations: Revocations | None = None
+) -> AsyncIterator[Address]:
     """`coordinator` started and served at `address`, over mutual TLS, or in plain text where there is no identity.
+
+    `revocations`: the certificates of the identity's authority that count no longer.
 
     Gives the address bound, which has the port that the system chose where `address` has port 0. Raises AddressInUse,
     InsecureTransport for plain text that could leave this machine, IdentityError when the identity cannot be used.
     """
-    identify = by_claim if identity is None else by_certificate(identity.authority)
+    identify = by_claim if identity is None else by_certificate(identity.authority, revocations)
     transport = "insecure" if identity is None else "mtls"
-    server = grpc.aio.server(interceptors=(CallInterceptor(identify),), options=SERVER_OPTIONS)
+    revocation = None if revocations is None else RevocationGuard(revocations, identify, coordinator.expel)
+    guards = [] if revocation is None else [GuardInterceptor(revocation)]
+    server = grpc.aio.server(interceptors=(CallInterceptor(identify), *guards), options=SERVER_OPTIONS)
     add_services(server, coordinator, identify, transport)
     health_service = health.HealthServicer()
     add_HealthServicer_to_server(health_service, server)
     bound = _bind(server, address, identity)
     await coordinator.start()
+    watching = None
     try:
+        if revocation is not None:
+            await revocation.apply()  # before anybody calls: the list may have grown while this server was down
+            watching = asyncio.create_task(revocation.watch())
         await server.start()
         await health_service.set("", health_pb2.HealthCheckResponse.SERVING)
         yield bound
@@ -77,6 +94,9 @@ async def serving(coordinator: Coordinator, address: Address, identity: Identity
         await health_service.enter_graceful_shutdown()
         coordinator.end_waits()
         await server.stop(SHUTDOWN_SECONDS)
+        if watching is not None:
+            watching.cancel()
+            await asyncio.wait({watching})
         await coordinator.stop()
 
 

@@ -14,6 +14,7 @@ import click
 import pfedsecure
 from pfed_server.app import run
 from pfed_server.coordinator import Coordinator
+from pfed_server.revocation import KEPT_FILE, Revocations
 from pfed_server.sql_store import SqlStore
 from pfedsecure.aggregation.factory import server_aggregation
 from pfedsecure.clip.config import context_shape
@@ -21,7 +22,9 @@ from pfedsecure.console import Address, exit_cleanly, parse_address
 from pfedsecure.errors import ProtectionUnavailable
 from pfedsecure.pki.countersignature import countersign
 from pfedsecure.pki.development import DEVELOPMENT_FOLDER, ensure_development_pki
+from pfedsecure.pki.files import read_public
 from pfedsecure.pki.identity import Identity
+from pfedsecure.pki.revocation import RevocationList
 from pfedsecure.plan import Plan
 from pfedsecure.wire.loopback import require_loopback
 
@@ -65,6 +68,13 @@ _logger = logging.getLogger("pfed_server")
     show_default=False,
 )
 @click.option(
+    "--crl",
+    type=click.Path(dir_okay=False, path_type=Path),
+    metavar="FILE",
+    help="The authority's revocation list, read again whenever it changes.  [default: the newest that was ever given]",
+    show_default=False,
+)
+@click.option(
     "--backbone-dir",
     type=click.Path(exists=True, file_okay=False, path_type=Path),
     metavar="DIR",
@@ -81,6 +91,7 @@ def main(
     matching: str | None,
     state: Path,
     identity_folder: Path | None,
+    crl: Path | None,
     backbone_dir: Path | None,
     exit_when_finished: bool,
 ) -> None:
@@ -92,6 +103,8 @@ def main(
         raise click.UsageError("give one of --tls and --insecure")
     if insecure and identity_folder is not None:
         raise click.UsageError("--identity goes with --tls")
+    if insecure and crl is not None:
+        raise click.UsageError("--crl goes with --tls: without it callers have no certificates to revoke")
     logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     plan = Plan.from_toml(plan_file or DEMO_PLAN)
     if matching is not None:
@@ -103,6 +116,8 @@ def main(
     else:
         identity = _identity(identity_folder)
     authority = None if identity is None else identity.authority
+    if authority is not None and crl is not None:
+        RevocationList.read(read_public(crl), authority, str(crl))
     server_aggregation(plan, shape, authority)  # refuses what cannot be had before a state is made for it
     if insecure and plan.sealed_experts:
         raise ProtectionUnavailable(
@@ -118,8 +133,9 @@ def main(
             sign=None if identity is None else partial(countersign, identity),
             scratch=state / "matching",
         )
+        revocations = None if authority is None else Revocations(authority, crl, state / KEPT_FILE)
         _introduce(plan, plan_file, state, insecure)
-        asyncio.run(run(coordinator, listen, identity, exit_when_finished=exit_when_finished))
+        asyncio.run(run(coordinator, listen, identity, revocations, exit_when_finished=exit_when_finished))
 
 
 def _identity(folder: Path | None) -> Identity:

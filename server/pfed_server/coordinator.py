@@ -14,7 +14,7 @@ import asyncio
 import logging
 import math
 import secrets
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from concurrent.futures import Executor
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -28,6 +28,7 @@ from pfed_server.clock import Clock, SystemClock
 from pfed_server.countersigning import Countersigning, Sign
 from pfed_server.federation import Federation
 from pfed_server.lending import Lending
+from pfed_server.membership import check_instance_id, check_key, member_of, revoked_members
 from pfed_server.rounds import clients_needed, part_of, phase
 from pfed_server.status import status_reply
 from pfed_server.store import Member, Store
@@ -42,7 +43,6 @@ from pfedsecure.wire.v1 import operations_pb2 as ops
 from pfedsecure.wire.v1 import round_pb2 as rnd
 
 LONGEST_WAIT_SECONDS = 30.0
-MAX_INSTANCE_ID_CHARS = 64
 MAX_VERSION_CHARS = 32
 
 _logger = logging.getLogger(__name__)
@@ -121,7 +121,7 @@ class Coordinator:
         IdentityError for a pseudonym that the caller does not prove to be its own.
         """
         require_role(peer, "client")
-        _check_instance_id(request.instance_id)
+        check_instance_id(request.instance_id)
         digest = self._plan.digest()
         if request.plan_digest != digest:
             raise PlanMismatch(
@@ -157,6 +157,14 @@ class Coordinator:
         """Stop taking part; a round under way does not wait for the member. Leaving twice is harmless."""
         await self._federation.exclusively(partial(self._leave, peer, request.instance_id))
         return fed.LeaveReply()
+
+    async def expel(self, serials: Collection[int]) -> None:
+        """End the membership of whoever joined with one of these certificates, now revoked, and lend nothing of it.
+
+        A round under way does not wait for it, and goes on where there are enough others. What it had sent stays in the
+        sum: no single update can be taken out of that.
+        """
+        await self._federation.exclusively(partial(self._expel, serials))
 
     async def get_global_prompt(self, peer: Peer, round_number: int) -> bytes:
         """The serialised Tensor that the round starts from, empty before the first aggregation; 0: the newest."""
@@ -253,7 +261,7 @@ class Coordinator:
         member = self._federation.state.members.get(peer.name)
         if member is None or not member.taking_part:
             raise NotAMember(f"{peer.name} does not take part in this federation; join it first")
-        _check_key(member, peer)
+        check_key(member, peer)
         if instance_id not in (None, member.instance_id):
             raise NameTaken(f"another process has joined as {peer.name} meanwhile; stop one of the two")
         return member
@@ -279,7 +287,7 @@ class Coordinator:
         federation = self._federation
         known = federation.state.members.get(peer.name)
         if known is not None:
-            _check_key(known, peer)
+            check_key(known, peer)
             seconds_left = federation.liveness.seconds_left(peer.name)
             if known.taking_part and known.instance_id != instance_id and seconds_left > 0:
                 raise NameTaken(
@@ -292,7 +300,7 @@ class Coordinator:
             raise NameTaken(
                 f"{peer.name} brings another member's pseudonym; request a certificate with keys of its own"
             )
-        member = Member(peer.name, peer.fingerprint, instance_id, expert_id, taking_part=True)
+        member = member_of(peer, instance_id, expert_id)
         federation.heard(peer.name)
         if member != known:
             await federation.change(partial(self._store.save_member, member))
@@ -300,12 +308,20 @@ class Coordinator:
     async def _leave(self, peer: Peer, instance_id: str) -> None:
         known = self._federation.state.members.get(peer.name)
         if known is not None and not known.taking_part:
-            _check_key(known, peer)
+            check_key(known, peer)
             return
         member = self._current(peer, instance_id)
         await self._federation.change(partial(self._store.save_member, replace(member, taking_part=False)))
         self._federation.forget(member.name)
         _logger.info("%s left", member.name)
+
+    async def _expel(self, serials: Collection[int]) -> None:
+        names = revoked_members(self._federation.state, serials)
+        if names:
+            await self._federation.change(partial(self._store.expel, names))
+        for name in names:
+            self._federation.forget(name)
+            _logger.warning("%s is a member no longer, its certificate was revoked", name)
 
     def _view(self, member: Member) -> fed.FederationView:
         federation, state = self._federation, self._federation.state
@@ -330,16 +346,3 @@ class Coordinator:
         if view.phase == fed.FEDERATION_PHASE_FINISHED:
             self._know_the_end.add(member.name)
         return view
-
-
-def _check_key(member: Member, peer: Peer) -> None:
-    if member.fingerprint != peer.fingerprint:
-        raise NameTaken(
-            f"the name {member.name} belongs to a client with another key in this federation; use that key, or have "
-            "a certificate approved under another name"
-        )
-
-
-def _check_instance_id(instance_id: str) -> None:
-    if not 1 <= len(instance_id) <= MAX_INSTANCE_ID_CHARS:
-        raise MessageRejected(f"an instance_id has 1 to {MAX_INSTANCE_ID_CHARS} characters, not {len(instance_id)}")

@@ -8,7 +8,7 @@ from sqlalchemy import BLOB, JSON, CheckConstraint, ForeignKey, Index, text
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 from sqlalchemy.types import TypeEngine
 
-SCHEMA_VERSION = 4
+SCHEMA_VERSION = 5
 """Grows with every change of the tables; a database of a newer version is refused."""
 
 
@@ -37,6 +37,8 @@ class MemberRow(Base):
     instance_id: Mapped[str]
     expert_id: Mapped[str] = mapped_column(unique=True)
     taking_part: Mapped[bool]
+    serial: Mapped[str]
+    not_after: Mapped[float]
 
 
 class LedgerRow(Base):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
-from typing import Any
+from typing import Any, Protocol
 
 import grpc.aio
 from cryptography import x509
@@ -26,7 +26,7 @@ from pfedsecure.wire.v1.round_pb2_grpc import RoundServicer, add_RoundServicer_t
 
 Identify = Callable[[ServicerContext], Peer]
 """Who makes a call; raises IdentityError or InsecureTransport. Asked at every call, and again after every wait for the
-caller or for news: a certificate may expire meanwhile."""
+caller or for news: a certificate may expire or be revoked meanwhile."""
 
 UPLOAD_SECONDS = 300.0
 """An upload that takes longer is given up; as long as a client of ours takes for one."""
@@ -34,9 +34,23 @@ UPLOADS_AT_ONCE = 2
 """Per caller: one that goes on, and one that broke off and is not found out yet."""
 
 
-def by_certificate(authority: x509.Certificate) -> Identify:
-    """Callers over mutual TLS: the client certificate, verified under `authority`."""
-    return lambda context: Peer.from_call(context, authority)
+class Check(Protocol):
+    """What may be held against a caller whose certificate is good."""
+
+    def check(self, peer: Peer) -> None:
+        """Raises IdentityError."""
+
+
+def by_certificate(authority: x509.Certificate, revocations: Check | None = None) -> Identify:
+    """Callers over mutual TLS: the client certificate, verified under `authority` and not revoked."""
+
+    def identify(context: ServicerContext) -> Peer:
+        peer = Peer.from_call(context, authority)
+        if revocations is not None:
+            revocations.check(peer)
+        return peer
+
+    return identify
 
 
 def by_claim(context: ServicerContext) -> Peer:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Self
 
@@ -124,20 +124,17 @@ class SqlStore:
             same_pseudonym = known is None or known.expert_id == member.expert_id
             if not same_pseudonym:
                 # Under its new pseudonym nobody could verify an expert that was published under the old one.
-                session.execute(delete(PoolRow).where(PoolRow.member == member.name))
-                staged = update(PartRow).where(PartRow.member == member.name, PartRow.expert.is_not(None))
-                session.execute(staged.values(expert=None, sketch=None, epoch=0, publication_digest=None))
-            session.merge(
-                MemberRow(
-                    name=member.name,
-                    fingerprint=member.fingerprint,
-                    instance_id=member.instance_id,
-                    expert_id=member.expert_id,
-                    taking_part=member.taking_part,
-                )
-            )
+                _drop_experts(session, [member.name])
+            session.merge(MemberRow(**asdict(member)))
             state = _newer_state(session, self._newest if same_pseudonym else None)
         return self._is_now(replace(state, members={**state.members, member.name: member}))
+
+    def expel(self, names: Collection[str]) -> State:
+        with self._transaction() as session:
+            _drop_experts(session, names)
+            session.execute(update(MemberRow).where(MemberRow.name.in_(names)).values(taking_part=False))
+            state = _newer_state(session)
+        return self._is_now(state)
 
     def advance_ledger(self, name: str, known: bytes, new: bytes) -> LedgerRecord:
         with self._transaction() as session:
@@ -296,9 +293,7 @@ def _newer_state(session: Session, same: State | None = None) -> State:
 def _state(session: Session) -> State:
     session.flush()
     federation_id, version = session.execute(select(MetaRow.federation_id, MetaRow.version)).one()
-    members = session.execute(
-        select(MemberRow.name, MemberRow.fingerprint, MemberRow.instance_id, MemberRow.expert_id, MemberRow.taking_part)
-    )
+    members = session.execute(select(*(getattr(MemberRow, field.name) for field in fields(Member))))
     pooled = session.execute(select(PoolRow.member, PoolRow.round, PoolRow.epoch, PoolRow.digest))
     setups = session.execute(select(MatchingRow.epoch, MatchingRow.member, MatchingRow.setup.is_(None))).all()
     completed = select(func.count()).select_from(RoundRow).where(RoundRow.outcome == CLOSED)
@@ -331,6 +326,13 @@ def _open_round(session: Session) -> OpenRound | None:
 
 def _part(row: PartRow) -> Part:
     return Part(row.step, row.message_digest, row.publication_digest, row.epoch)
+
+
+def _drop_experts(session: Session, names: Collection[str]) -> None:
+    """Forget what is lent of members, and what was to be lent when the open round closes."""
+    session.execute(delete(PoolRow).where(PoolRow.member.in_(names)))
+    staged = update(PartRow).where(PartRow.member.in_(names), PartRow.expert.is_not(None))
+    session.execute(staged.values(expert=None, sketch=None, epoch=0, publication_digest=None))
 
 
 def _reveal_experts(session: Session, number: int) -> None:

@@ -6,7 +6,7 @@ or the process is killed nothing of it has happened. The coordinator calls one m
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -23,6 +23,9 @@ class Member:
     expert_id: str
     """Pseudonym under which peers see the member's expert."""
     taking_part: bool
+    serial: str = ""
+    """Of the certificate that it joined with last, in hexadecimal, and when that ends; empty and 0 in plain text."""
+    not_after: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -153,6 +156,9 @@ class Store(Protocol):
 
     def save_member(self, member: Member) -> State:
         """Add a member or change it."""
+
+    def expel(self, names: Collection[str]) -> State:
+        """Have members take part no longer; their experts are gone at once, also those that nobody has seen yet."""
 
     def advance_ledger(self, name: str, known: bytes, new: bytes) -> LedgerRecord:
         """What there is of a member's ledger; with `new` in its place where the head was `known`, unless it is empty.

@@ -158,7 +158,7 @@ def test_a_client_leaves(requested: Run) -> None:
     assert "epoch 2 begins; send each kit to its client" in done.output
     assert "  kits/alice.kit.json to alice\n  kits/bob.kit.json to bob\n" in done.output
     assert "mallory gets no kit; its certificate is still valid until 20" in done.output
-    assert "there is no revocation yet" in done.output
+    assert "shut it out now with `pfed pki revoke mallory --authority ca`" in done.output
     assert sorted(path.name for path in Path("kits").iterdir()) == ["alice.kit.json", "bob.kit.json"]
     installed = requested("install", "kits/alice.kit.json", "a")
     assert "a is now client alice of federation hospitals, epoch 2, until" in installed.output
@@ -170,6 +170,27 @@ def test_a_client_leaves(requested: Run) -> None:
     admit(requested, "m", "mallory")
     assert shown(requested, "m")["epoch"] == 2
     assert shown(requested, "ca")["removed"] == []
+
+
+def test_a_stolen_key(requested: Run) -> None:
+    for folder, name in (("a", "alice"), ("b", "bob"), ("m", "mallory")):
+        admit(requested, folder, name)
+    done = requested("revoke", "mallory", "--authority", "ca", "--kits", "kits")
+    serial = shown(requested, "m")["serial"]
+    assert f"revoked: client mallory, certificate {serial}\n" in done.output
+    assert "with 1 certificates: give revoked.crl to the server's operator now" in done.output
+    assert "epoch 2 begins" in done.output
+    assert sorted(path.name for path in Path("kits").iterdir()) == ["alice.kit.json", "bob.kit.json"]
+    assert shown(requested, "ca")["revoked"] == [serial]
+    assert requested("show", "ca").output.count("REVOKED, was live until 20") == 1
+    assert "its certificate is revoked" in requested("rotate", "ca", "--kits", "more").output
+    first = Path("revoked.crl").read_bytes()
+    again = requested("revoke", "mallory", "--authority", "ca", "--crl", "again.crl")
+    assert "nothing new to revoke of mallory" in again.output
+    assert Path("again.crl").read_bytes() != first == Path("revoked.crl").read_bytes()
+    advised = requested("revoke", "bob", "--authority", "ca")
+    assert "make a new one with `pfed pki rotate ca --kits kits`" in advised.output
+    assert "eve has no certificate that is still valid" in refused(requested("revoke", "eve", "--authority", "ca"))
 
 
 def test_an_unknown_leaver(requested: Run) -> None:

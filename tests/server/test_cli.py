@@ -34,6 +34,7 @@ def invoke(arguments: Sequence[str], folder: Path, monkeypatch: pytest.MonkeyPat
         ([], "give one of --tls and --insecure"),
         (["--tls", "--insecure"], "give one of --tls and --insecure"),
         (["--insecure", "--identity", "x"], "--identity goes with --tls"),
+        (["--insecure", "--crl", "x"], "--crl goes with --tls"),
         (["--tls", "--listen", "8470"], "'8470' is not HOST:PORT, such as 127.0.0.1:8470"),
         (["--tls", "--listen", "::1:8470"], "write an IPv6 address in brackets"),
         (["--tls", "--backbone-dir", "nowhere"], "Directory 'nowhere' does not exist"),
@@ -88,3 +89,16 @@ def test_the_server_needs_no_torch() -> None:
     code = "import sys, pfed_server.cli; print({'torch', 'open_clip', 'pfed_client'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"
+
+
+@pytest.mark.parametrize(("file", "message"), [("nowhere.crl", "cannot read"), ("bad.crl", "is no revocation list")])
+def test_without_a_good_revocation_list_no_state_is_made(
+    file: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "bad.crl").write_text("junk")
+    result = invoke(["--tls", "--crl", file], tmp_path, monkeypatch)
+    assert result.exit_code == IdentityError.exit_code
+    assert result.stderr.splitlines()[-1].startswith("pfed-server: error: ")
+    assert message in result.stderr
+    assert file in result.stderr
+    assert not (tmp_path / "state").exists()
