@@ -24,6 +24,7 @@ from pfedsecure.pki.identity import Identity
 from pfedsecure.pki.installation import install_kit
 from pfedsecure.pki.kit import Kit
 from pfedsecure.pki.names import ROLES, Role
+from pfedsecure.pki.renewal import renew
 from pfedsecure.pki.request import REQUEST_FILE, SigningRequest, request
 from pfedsecure.pki.revoking import revoke
 from pfedsecure.pki.rotation import Rotation, left_out, live_clients, rotate
@@ -87,7 +88,7 @@ def request_command(folder: Path, name: str, role: Role, hosts: tuple[str, ...])
 @click.option("--kit", "kit_file", type=_FILE, help="Where to write the kit.  [default: NAME.kit.json]")
 @click.option("--fingerprint", "expected", help="The fingerprint that the requester told you; must match.")
 @click.option("--yes", is_flag=True, help="Do not ask: you know where the request comes from.")
-@click.option("--replace", is_flag=True, help="Allow a name whose live certificate has another key.")
+@click.option("--replace", is_flag=True, help="Its holder lost the key of that name: allow another.")
 def approve(
     request_file: Path,
     folder: Path,
@@ -109,9 +110,11 @@ def approve(
         raise IdentityError(
             f"{request_file} asks for role {asked.role}: if that is right, approve it with --role {asked.role}"
         )
-    _print({"name": asked.name, "role": asked.role, "hosts": list(asked.hosts), "days": days})
+    _print({"name": asked.name, "role": asked.role, "hosts": list(asked.hosts), "days": days, "renews": asked.renews})
     _confirm(asked.fingerprint, f"the requester {asked.name}", expected, yes)
-    kit = authority.admit(csr_pem, name=asked.name, role=asked.role, days=days, hosts=asked.hosts, replace=replace)
+    kit = authority.admit(
+        csr_pem, name=asked.name, role=asked.role, days=days, hosts=asked.hosts, replace=replace, heir=replace
+    )
     assert kit.certificate is not None
     kit_path = kit_file or Path(f"{asked.name}.kit.json")
     write_public(kit_path, kit.pack())
@@ -204,6 +207,20 @@ def _print_kits(done: Rotation) -> None:
     click.echo(f"epoch {done.epoch} begins; send each kit to its client, who runs `pfed pki install` with it:")
     for name, path in done.kits.items():
         click.echo(f"  {path} to {name}")
+
+
+@pki.command(name="renew")
+@click.argument("folder", type=_FOLDER)
+def renew_command(folder: Path) -> None:
+    """Makes the next key of the identity in FOLDER and a request for it, which the present key signs.
+
+    The identity goes on to work meanwhile. When the kit that answers is installed, a server or client that runs takes
+    the new key and certificate up by itself.
+    """
+    path = renew(folder)
+    asked = SigningRequest.parse(read_public(path), str(path))
+    click.echo(f"renewal of {asked.role} {asked.name}: send {path} to the authority, then `pfed pki install` its kit")
+    click.echo(f"fingerprint of the new key, to be told by another way:\n{spaced(asked.fingerprint)}")
 
 
 @pki.command()
@@ -305,7 +322,7 @@ def _print(found: Mapping[str, object]) -> None:
                 click.echo(f"  {record['role']} {record['name']}, {live} until {record['not_after'][:10]}{known_as}")
                 click.echo(f"    {spaced(record['fingerprint'])}")
             continue
-        if key.endswith("fingerprint"):
+        if key.endswith("fingerprint") or (key == "renews" and value):
             text = spaced(str(value))
         elif isinstance(value, list):
             text = ", ".join(value) or "-"

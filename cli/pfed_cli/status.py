@@ -15,6 +15,7 @@ from rich.text import Text
 from pfed_cli.operations import fetch_status, operator_identity
 from pfedsecure.console import Address, one_line, parse_address
 from pfedsecure.pki.development import DEVELOPMENT_FOLDER
+from pfedsecure.pki.expiry import ExpiryReminder
 from pfedsecure.pki.identity import Identity
 from pfedsecure.wire.v1 import operations_pb2 as ops
 
@@ -40,6 +41,10 @@ def status(server: Address, folder: Path | None, insecure: bool, as_json: bool) 
     if not insecure:
         identity = operator_identity() if folder is None else Identity.load(folder, role="operator")
     reply = fetch_status(server, identity)
+    if identity is not None:
+        subject = identity.subject
+        if sentence := ExpiryReminder().due(subject.role, subject.name, subject.not_after):
+            click.echo(sentence, err=True)
     if as_json:
         click.echo(json.dumps(as_plain(reply), indent=1))
     else:

@@ -76,16 +76,27 @@ class GrpcApi(FederationApi):
         self._identity = identity
         self._retry_seconds = retry_seconds
         self._on_retry = on_retry
-        options = (*CHANNEL_OPTIONS, *_RECONNECT_OPTIONS)
         self._metadata: tuple[tuple[str, str], ...] = ()
         if identity is None:
             require_loopback(address.host)
-            self._channel = grpc.aio.insecure_channel(str(address), options)
             self._metadata = ((CLAIMED_NAME_KEY, claimed_name),)
+        self._connect()
+
+    def _connect(self) -> None:
+        where, options = str(self._address), (*CHANNEL_OPTIONS, *_RECONNECT_OPTIONS)
+        if self._identity is None:
+            self._channel = grpc.aio.insecure_channel(where, options)
         else:
-            self._channel = grpc.aio.secure_channel(str(address), channel_credentials(identity), options)
+            self._channel = grpc.aio.secure_channel(where, channel_credentials(self._identity), options)
         self._federation = FederationStub(self._channel)  # type: ignore[no-untyped-call]
         self._round = RoundStub(self._channel)  # type: ignore[no-untyped-call]
+
+    async def use(self, identity: Identity) -> None:
+        """Make all further calls with `identity`, on a new connection; calls under way end. For clients over TLS."""
+        assert self._identity is not None
+        old, self._identity = self._channel, identity
+        self._connect()
+        await old.close(grace=None)
 
     async def __aenter__(self) -> Self:
         return self

@@ -27,6 +27,7 @@ from pfed_client.ledger.account import Account
 from pfed_client.ledger.place import default_folder
 from pfed_client.privacy import check_account, check_privacy, privacy
 from pfed_client.progress import Watcher
+from pfed_client.renewing import Renewing
 from pfed_client.saved import DEFAULT_STATES
 from pfed_client.session import Session
 from pfed_client.state import ClientState, Settings
@@ -132,9 +133,11 @@ async def _join(
             if settings.dp_epsilon is not None:
                 check_account(state, account)  # before a new ledger is made in the place of one that is gone
                 stack.enter_context(account.held())
-            session = await _session(api, agreement, state, identity, settings, images, account, options, watch)
+            renewing = Renewing(api, identity, watch.notice)
+            make = await _sessions(api, agreement, state, settings, images, account, options, watch, renewing)
+            session = await asyncio.to_thread(make, identity)
             state.remember(settings, fingerprint)
-            await session.run()
+            await renewing.run(session, make)
 
 
 def _require_matching(plan: Plan, wanted: str | None) -> None:
@@ -154,17 +157,18 @@ def _require_protections(agreement: Agreement, state: ClientState, identity: Ide
     client_matching(agreement.plan, np.zeros(shape, np.float32), identity, state.kept, state.releases.record)
 
 
-async def _session(
+async def _sessions(
     api: GrpcApi,
     agreement: Agreement,
     state: ClientState,
-    identity: Identity | None,
     settings: Settings,
     images: ImageSet,
     account: Account,
     options: JoinOptions,
     watch: Watcher,
-) -> Session:
+    renewing: Renewing,
+) -> Callable[[Identity | None], Session]:
+    """What makes a session for an identity, once everything that takes long is ready."""
     stopped = threading.Event()
 
     def on_progress(done: int, total: int) -> None:
@@ -172,7 +176,7 @@ async def _session(
             raise asyncio.CancelledError
         watch.features(done, total)
 
-    def prepare() -> Session:
+    def prepare() -> Callable[[Identity | None], Session]:
         images.relabel(agreement.plan.class_names)  # before the seconds that torch takes to load
         import torch
 
@@ -192,7 +196,7 @@ async def _session(
         )
         if participant.privacy is not None:
             watch.promised(participant.privacy.promise.in_words())
-        return Session(
+        return lambda identity: Session(
             api,
             agreement,
             state,
@@ -203,6 +207,7 @@ async def _session(
             fetch_all=settings.fetch == "all",
             privacy=participant.privacy,
             observer=watch,
+            between_rounds=renewing.between_rounds,
         )
 
     try:

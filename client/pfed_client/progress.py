@@ -27,6 +27,9 @@ class Watcher(Observer, Protocol):
     def promised(self, privacy: str) -> None:
         """This client trains with differential privacy, `privacy` in words."""
 
+    def notice(self, sentence: str) -> None:
+        """Something that whoever runs this client should know, now or soon."""
+
     def retrying(self, reason: PfedError, pause_seconds: float) -> None:
         """A call did not get through, for `reason`; it is made again after a pause."""
 
@@ -48,13 +51,16 @@ def watcher(*, quiet: bool) -> Iterator[Watcher]:
 
 
 class QuietWatcher(SilentObserver):
-    """Says nothing."""
+    """Says nothing but what cannot wait, on standard error."""
 
     def features(self, done: int, total: int) -> None:
         return
 
     def promised(self, privacy: str) -> None:
         return
+
+    def notice(self, sentence: str) -> None:
+        click.echo(sentence, err=True)
 
     def retrying(self, reason: PfedError, pause_seconds: float) -> None:
         return
@@ -72,6 +78,9 @@ class LineWatcher(QuietWatcher):
 
     def promised(self, privacy: str) -> None:
         self._say(f"differential privacy: {privacy}")
+
+    def notice(self, sentence: str) -> None:
+        self._say(sentence)
 
     def joined(self, plan: Plan) -> None:
         self._rounds_planned = plan.rounds.count

@@ -13,7 +13,7 @@ import asyncio
 import logging
 import threading
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from concurrent.futures import Executor
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -52,8 +52,9 @@ class Session:
     `identity`: this client's certificate, for the protections that take one. `share_metrics`: whether accuracy and loss
     join the secure sum where the plan has them. `fetch_all`: see `Exchange`. `privacy`: differential privacy, whose
     promise `trainer` keeps: all that is sent is then made of what it released, and no metrics are. `executor` runs
-    the training, by default a thread of the event loop's own pool. Raises ProtectionUnavailable when the plan asks for
-    what cannot be had without an identity.
+    the training, by default a thread of the event loop's own pool. `between_rounds` is called now and then while no
+    round is under way for this client; what it raises ends the session. Raises ProtectionUnavailable when the plan asks
+    for what cannot be had without an identity.
     """
 
     def __init__(
@@ -70,11 +71,13 @@ class Session:
         privacy: Privacy | None = None,
         observer: Observer | None = None,
         executor: Executor | None = None,
+        between_rounds: Callable[[], None] = lambda: None,
     ) -> None:
         self._api = api
         self._agreement = agreement
         self._plan = agreement.plan
         self._state = state
+        self._between_rounds = between_rounds
         self._trainer = trainer
         self._observer: Observer = observer or SilentObserver()
         self._share_metrics = share_metrics and agreement.plan.protection.metrics and privacy is None
@@ -124,6 +127,8 @@ class Session:
             view = await self._newer_than(0)
             while view.phase != fed.FEDERATION_PHASE_FINISHED:
                 self._contributor.end(_newest_over(view))
+                if not self._is_under_way(view):
+                    self._between_rounds()
                 await self._seal_again(view)
                 if self._has_work(view):
                     await self._take_part(view)
@@ -167,6 +172,13 @@ class Session:
         if view.version == version:
             await asyncio.sleep(min(wait_seconds, SHORTEST_WAIT_SECONDS) - (time.monotonic() - asked))
         return view
+
+    def _is_under_way(self, view: fed.FederationView) -> bool:
+        """Whether this client has begun with the open round and may still have to do something for it."""
+        if view.phase != fed.FEDERATION_PHASE_ROUND_OPEN or not view.selected or view.round == self._over_for_me:
+            return False
+        begun = view.step_received or view.expert_received or self._training.model.trained_round == view.round
+        return view.step > 1 or bool(begun)
 
     def _has_work(self, view: fed.FederationView) -> bool:
         if view.phase != fed.FEDERATION_PHASE_ROUND_OPEN or not view.selected or view.round == self._over_for_me:

@@ -23,7 +23,7 @@ from pfedsecure.pki.files import exists, locked, make_folder, read_public, repor
 from pfedsecure.pki.issuing import CLOCK_SKEW, author_certificate, issue, self_signed
 from pfedsecure.pki.keys import new_private_key, private_pem, read_private_key, sealing_hex
 from pfedsecure.pki.kit import Kit
-from pfedsecure.pki.names import ROLE_URI_PREFIX, Role, is_valid_name, validate_name
+from pfedsecure.pki.names import ROLE_URI_PREFIX, SUCCEEDS_URI_PREFIX, Role, is_valid_name, validate_name
 from pfedsecure.pki.registry import REVOKED_FILE, IssuedRecord, RevokedRecord
 from pfedsecure.pki.request import SigningRequest, alternative_hosts
 from pfedsecure.pki.revocation import RevocationList
@@ -32,6 +32,9 @@ from pfedsecure.pki.sealed import SealedSecret
 KEY_FILE = "authority.key"
 CERTIFICATE_FILE = "authority.crt"
 ISSUED_FILE = "issued.jsonl"
+
+MOST_SUCCEEDED = 4
+"""Keys of its past that a certificate names: who has not seen a party for more renewals does not know it again."""
 
 
 @dataclass(frozen=True)
@@ -122,7 +125,7 @@ class Authority:
         now = now or datetime.now(UTC)
         requested = SigningRequest.parse(csr_pem, "the request")
         with locked(self.folder):
-            certificate, record = self._certified(requested, name, role, days, hosts, replace, now)
+            certificate, record = self._certified(requested, name, role, days, hosts, replace, False, now)
             registry.append(self.folder / ISSUED_FILE, record)
         return certificate
 
@@ -135,9 +138,14 @@ class Authority:
         days: int,
         hosts: Sequence[str] = (),
         replace: bool = False,
+        heir: bool = False,
         now: datetime | None = None,
     ) -> Kit:
         """Approves as `approve` does, and makes the kit to install.
+
+        A request that `renewal.renew` made needs no `replace`: the key of a certificate that is still good has agreed.
+        Its certificate says which keys it succeeds, so that the server knows the party again. So does that of `heir`:
+        the approver vouches that whoever asks is who had the name's last key.
 
         A client's holds an author certificate and the newest cohort secret, which the first client's approval makes;
         nothing here makes or reads that secret for a server or an operator. Raises IdentityError also when a client's
@@ -152,7 +160,7 @@ class Authority:
                 "was made and run `pfed pki request` there again"
             )
         with locked(self.folder):
-            certificate, record = self._certified(requested, name, role, days, hosts, replace, now)
+            certificate, record = self._certified(requested, name, role, days, hosts, replace, heir, now)
             kit = Kit(self.certificate, certificate)
             if keys is not None:
                 author = author_certificate(self.certificate, self._key, keys.author, certificate.not_valid_after_utc)
@@ -184,18 +192,39 @@ class Authority:
         days: int,
         hosts: Sequence[str],
         replace: bool,
+        heir: bool,
         now: datetime,
     ) -> tuple[x509.Certificate, IssuedRecord]:
         """A certificate and what is to be recorded of it. Called under the lock."""
         validate_name(name)
         until = self._until(now, days)
-        alternatives = [x509.UniformResourceIdentifier(ROLE_URI_PREFIX + role), *alternative_hosts(role, hosts)]
-        self._refuse_taken(name, requested.fingerprint, now, replace)
+        succeeds = self._succeeded(requested, name, role, heir, now)
+        self._refuse_taken(name, requested.fingerprint, now, replace or requested.renews is not None)
+        marks = (ROLE_URI_PREFIX + role, *(SUCCEEDS_URI_PREFIX + key for key in succeeds))
+        alternatives = [*map(x509.UniformResourceIdentifier, marks), *alternative_hosts(role, hosts)]
         subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
         certificate = issue(
             self.certificate, self._key, requested.key, subject, KEY_USE[role], alternatives, (now - CLOCK_SKEW, until)
         )
-        return certificate, IssuedRecord.of(verify(certificate, self.certificate, now))
+        return certificate, IssuedRecord.of(verify(certificate, self.certificate, now), succeeds)
+
+    def _succeeded(
+        self, requested: SigningRequest, name: str, role: Role, heir: bool, now: datetime
+    ) -> tuple[str, ...]:
+        """Fingerprints of earlier keys of whoever made the request, the newest first; see `admit`."""
+        held = [record for record in self.issued() if (record.name, record.role) == (name, role)]
+        if requested.renews is not None:
+            revoked = {record.serial for record in self.revoked()}
+            held = [record for record in held if record.fingerprint in (requested.renews, requested.fingerprint)]
+            if not any(record.is_live(now) and record.serial not in revoked for record in held):
+                raise IdentityError(
+                    f"this request renews no certificate that {role} {name} has and that is still good: have a new "
+                    "request made with `pfed pki request` in another folder, and compare its fingerprint"
+                )
+        if not held or not (heir or requested.renews or held[-1].fingerprint == requested.fingerprint):
+            return ()
+        before = (held[-1].fingerprint, *(held[-1].succeeds or "").split())
+        return tuple(key for key in before if key != requested.fingerprint)[:MOST_SUCCEEDED]
 
     def _until(self, now: datetime, days: int) -> datetime:
         if days < 1:

@@ -28,7 +28,7 @@ from cryptography.x509.verification import (
 )
 
 from pfedsecure.errors import IdentityError
-from pfedsecure.pki.names import ROLE_URI_PREFIX, Role, is_role, is_valid_name
+from pfedsecure.pki.names import ROLE_URI_PREFIX, SUCCEEDS_URI_PREFIX, Role, is_role, is_valid_name
 
 UNREADABLE = (
     ValueError,
@@ -50,13 +50,17 @@ KEY_USE = {
 
 @dataclass(frozen=True)
 class Subject:
-    """Who a certificate speaks for. `fingerprint`: SHA-256 of the public key (SPKI, DER), 64 hex digits."""
+    """Who a certificate speaks for. `fingerprint`: SHA-256 of the public key (SPKI, DER), 64 hex digits.
+
+    `succeeds`: those of earlier keys of the same party, by the authority's word.
+    """
 
     name: str
     role: Role
     fingerprint: str
     serial: int
     not_after: datetime
+    succeeds: frozenset[str] = frozenset()
 
 
 def fingerprint(key: PublicKeyTypes) -> str:
@@ -94,7 +98,11 @@ def read_subject(certificate: x509.Certificate) -> Subject:
     roles = [mark.removeprefix(ROLE_URI_PREFIX) for mark in marks if mark.startswith(ROLE_URI_PREFIX)]
     if len(names) != 1 or not is_valid_name(names[0]) or len(roles) != 1 or not is_role(roles[0]):
         raise _malformed()
-    return Subject(names[0], roles[0], fingerprint(key), certificate.serial_number, certificate.not_valid_after_utc)
+    succeeds = frozenset(
+        mark.removeprefix(SUCCEEDS_URI_PREFIX) for mark in marks if mark.startswith(SUCCEEDS_URI_PREFIX)
+    )
+    serial, not_after = certificate.serial_number, certificate.not_valid_after_utc
+    return Subject(names[0], roles[0], fingerprint(key), serial, not_after, succeeds)
 
 
 def hosts_of(certificate: x509.Certificate) -> list[str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -22,12 +22,16 @@ AUTHORITY_FILE = "authority.crt"
 
 @dataclass(frozen=True)
 class Identity:
-    """A party's own identity, checked by `load`. The private key stays in its file and is read only when used."""
+    """A party's own identity, checked by `load`.
+
+    It stays what it was when another is installed in its folder: see `current.CurrentIdentity`.
+    """
 
     folder: Path
     certificate: x509.Certificate
     authority: x509.Certificate
     subject: Subject
+    _key: ec.EllipticCurvePrivateKey = field(repr=False, compare=False)  # the certificate names it
 
     @classmethod
     def load(cls, folder: Path, *, role: Role | None = None, now: datetime | None = None) -> Identity:
@@ -45,7 +49,7 @@ class Identity:
         subject = verify(certificate, authority, now or datetime.now(UTC))
         if role is not None and subject.role != role:
             raise IdentityError(f"{folder} is the identity of a {subject.role}, a {role} is needed: use another folder")
-        return cls(folder, certificate, authority, subject)
+        return cls(folder, certificate, authority, subject, key)
 
     @property
     def key_path(self) -> Path:
@@ -56,8 +60,9 @@ class Identity:
         return self.folder / CERTIFICATE_FILE
 
     def private_key(self) -> ec.EllipticCurvePrivateKey:
-        """The private key, read afresh. Raises IdentityError when its file has become unreadable or open to others."""
-        return read_private_key(self.key_path)
+        """The private key. Raises IdentityError when its file has become unreadable or open to others."""
+        read_private_key(self.key_path)
+        return self._key
 
     def private_key_pem(self) -> bytes:
         """The private key as unencrypted PEM, for TLS. Raises as `private_key`."""
@@ -96,9 +101,14 @@ def install(
     return Identity.load(folder, now=now)
 
 
-def check_answers(folder: Path, certificate: x509.Certificate, authority: x509.Certificate, now: datetime) -> Subject:
-    """The subject of `certificate`, which answers the request in `folder` and is acceptable; IdentityError if not."""
-    key_path = folder / KEY_FILE
+def check_answers(
+    folder: Path, certificate: x509.Certificate, authority: x509.Certificate, now: datetime, key_file: str = KEY_FILE
+) -> Subject:
+    """The subject of `certificate`, which answers the request in `folder` and is acceptable; IdentityError if not.
+
+    `key_file`: that of the key that the request was for.
+    """
+    key_path = folder / key_file
     if not exists(key_path):
         raise IdentityError(f"{folder} holds no key: name the folder in which `pfed pki request` made the request")
     if fingerprint(read_private_key(key_path).public_key()) != fingerprint(certificate.public_key()):

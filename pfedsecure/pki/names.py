@@ -15,6 +15,9 @@ ROLES: tuple[Role, ...] = get_args(Role)
 
 ROLE_URI_PREFIX = "urn:pfedsecure:role:"
 
+SUCCEEDS_URI_PREFIX = "urn:pfedsecure:succeeds:"
+"""In a certificate: before the fingerprint of an earlier key of the same party, for those who know it by that one."""
+
 # Names become parts of paths and lines of logs: no separators, no leading dot or dash, ASCII only.
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _DNS_LABEL = re.compile(r"[A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?")

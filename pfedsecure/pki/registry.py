@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
@@ -43,12 +43,14 @@ class IssuedRecord:
     sealing_key: str | None = None
     pseudonym: str | None = None
     author_serial: str | None = None
+    succeeds: str | None = None
+    """Fingerprints of earlier keys of the same party, the newest first, with spaces between."""
 
     @classmethod
-    def of(cls, subject: Subject) -> IssuedRecord:
-        return cls(
-            f"{subject.serial:x}", subject.name, subject.role, subject.fingerprint, subject.not_after.isoformat()
-        )
+    def of(cls, subject: Subject, succeeds: Sequence[str] = ()) -> IssuedRecord:
+        serial, until = f"{subject.serial:x}", subject.not_after.isoformat()
+        line = " ".join(succeeds) or None
+        return cls(serial, subject.name, subject.role, subject.fingerprint, until, succeeds=line)
 
     def with_author(self, sealing_key: str, pseudonym: str, author_serial: int) -> IssuedRecord:
         """That of the same certificate, when its kit brings all that a client gets."""

@@ -38,12 +38,16 @@ from pfedsecure.pki.statement import statement
 
 KEY_FILE = "identity.key"
 REQUEST_FILE = "identity.csr"
+NEXT_KEY_FILE = "identity.next.key"
+RENEWAL_FILE = "renewal.csr"
 SEALING_KEY_FILE = "sealing.key"
 AUTHOR_KEY_FILE = "author.key"
 
 _SEALING_PREFIX = "urn:pfedsecure:sealing-key:"
 _AUTHOR_PREFIX = "urn:pfedsecure:author-key:"
 _PROOF_PREFIX = "urn:pfedsecure:author-proof:"
+_RENEWS_PREFIX = "urn:pfedsecure:renews:"
+_RENEWAL_PROOF_PREFIX = "urn:pfedsecure:renewal-proof:"
 _ALGORITHM = ec.ECDSA(hashes.SHA256(), deterministic_signing=True)
 
 
@@ -72,6 +76,8 @@ class SigningRequest:
     key: ec.EllipticCurvePublicKey
     client_keys: ClientKeys | None
     """Clients alone have them, and not those whose request an older version made."""
+    renews: str | None = None
+    """Fingerprint of the key that this one is to follow. Proved: whoever made the request holds that one too."""
 
     @property
     def fingerprint(self) -> str:
@@ -93,6 +99,7 @@ class SigningRequest:
             if not is_role(role):
                 raise IdentityError(f"{source} asks for an unknown role: make it again with `pfed pki request`")
             key = require_p256(key, source)
+            renews, others = _read_renewal(others, key)
             client_keys = _read_client_keys(others, key) if role == "client" and others else None
             if others and client_keys is None:
                 raise ValueError("keys that are for clients only")
@@ -101,7 +108,7 @@ class SigningRequest:
         addresses = (str(address) for address in wanted.get_values_for_type(x509.IPAddress))
         hosts = (*wanted.get_values_for_type(x509.DNSName), *addresses)
         alternative_hosts(role, hosts)  # refuses hosts that are none, before anybody reads them on a terminal
-        return cls(validate_name(str(name.value)), role, hosts, key, client_keys)
+        return cls(validate_name(str(name.value)), role, hosts, key, client_keys, renews)
 
 
 def request(folder: Path, name: str, role: Role, hosts: Sequence[str] = ()) -> Path:
@@ -118,9 +125,12 @@ def request(folder: Path, name: str, role: Role, hosts: Sequence[str] = ()) -> P
     request_path = folder / REQUEST_FILE
     if exists(request_path):
         raise IdentityError(f"{request_path} exists: have it approved, or choose another folder for another identity")
-    _make_key(folder / KEY_FILE, new_private_key())
+    make_key(folder / KEY_FILE, new_private_key())
     key = read_private_key(folder / KEY_FILE)
-    keys = _make_client_keys(folder, key.public_key()) if role == "client" else []
+    if role == "client":
+        make_key(folder / SEALING_KEY_FILE, X25519PrivateKey.generate())
+        make_key(folder / AUTHOR_KEY_FILE, new_private_key())
+    keys = client_marks(folder, key.public_key()) if role == "client" else []
     csr = (
         x509.CertificateSigningRequestBuilder()
         .subject_name(subject)
@@ -131,15 +141,14 @@ def request(folder: Path, name: str, role: Role, hosts: Sequence[str] = ()) -> P
     return request_path
 
 
-def _make_key(path: Path, key: ec.EllipticCurvePrivateKey | X25519PrivateKey) -> None:
+def make_key(path: Path, key: ec.EllipticCurvePrivateKey | X25519PrivateKey) -> None:
+    """Writes a private key, open to its owner alone, unless one is there already."""
     with suppress(FileExistsError):  # left by a call that died before it wrote the request
         write_secret(path, private_pem(key))
 
 
-def _make_client_keys(folder: Path, identity: ec.EllipticCurvePublicKey) -> list[x509.UniformResourceIdentifier]:
-    """Makes both keys; what the request of `identity` says about them, undone by `_read_client_keys`."""
-    _make_key(folder / SEALING_KEY_FILE, X25519PrivateKey.generate())
-    _make_key(folder / AUTHOR_KEY_FILE, new_private_key())
+def client_marks(folder: Path, identity: ec.EllipticCurvePublicKey) -> list[x509.UniformResourceIdentifier]:
+    """What the request of `identity` says about the other keys of a client, undone by `_read_client_keys`."""
     author = read_private_key(folder / AUTHOR_KEY_FILE)
     texts = (
         _SEALING_PREFIX + sealing_hex(read_sealing_key(folder / SEALING_KEY_FILE).public_key()),
@@ -158,6 +167,34 @@ def _read_client_keys(marks: Sequence[str], identity: ec.EllipticCurvePublicKey)
     keys = ClientKeys(sealing_from_hex(sealing), p256_from_hex(author))
     keys.author.verify(bytes.fromhex(proof), _proof_statement(identity), _ALGORITHM)
     return keys
+
+
+def renewal_marks(
+    old: ec.EllipticCurvePrivateKey, identity: ec.EllipticCurvePublicKey
+) -> list[x509.UniformResourceIdentifier]:
+    """What the request of `identity` says about the key `old` that it is to follow, undone by `_read_renewal`."""
+    proof = old.sign(_renewal_statement(identity), _ALGORITHM).hex()
+    texts = (_RENEWS_PREFIX + p256_hex(old.public_key()), _RENEWAL_PROOF_PREFIX + proof)
+    return [x509.UniformResourceIdentifier(text) for text in texts]
+
+
+def _read_renewal(marks: Sequence[str], identity: ec.EllipticCurvePublicKey) -> tuple[str | None, list[str]]:
+    """The fingerprint of the key that `identity` is to follow, and the other marks.
+
+    ValueError or InvalidSignature when whoever holds it did not agree to that.
+    """
+    prefixes = (_RENEWS_PREFIX, _RENEWAL_PROOF_PREFIX)
+    ours, others = marks[-2:], list(marks[:-2])
+    if not (len(ours) == len(prefixes) and all(map(str.startswith, ours, prefixes))):
+        return None, list(marks)
+    old = p256_from_hex(ours[0].removeprefix(_RENEWS_PREFIX))
+    old.verify(bytes.fromhex(ours[1].removeprefix(_RENEWAL_PROOF_PREFIX)), _renewal_statement(identity), _ALGORITHM)
+    return fingerprint(old), others
+
+
+def _renewal_statement(identity: ec.EllipticCurvePublicKey) -> bytes:
+    """What a key signs to say which one follows it."""
+    return statement("renewal of an identity", bytes.fromhex(fingerprint(identity)))
 
 
 def _proof_statement(identity: ec.EllipticCurvePublicKey) -> bytes:

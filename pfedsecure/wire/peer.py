@@ -27,7 +27,8 @@ class Peer:
     Having a `Peer` with `verified` is the proof that, at the time of the call, its certificate was signed by the
     federation's authority and not expired, and that the caller holds its key. It is made anew for every call, so that
     a certificate that expires ends the calls on connections that are already open. No part of it comes from a message.
-    `fingerprint`: SHA-256 of the public key, hexadecimal; the same for renewed certificates of one key.
+    `fingerprint`: SHA-256 of the public key, hexadecimal; the same for renewed certificates of one key. `succeeds`:
+    those of earlier keys of the same party, by the authority's word.
 
     Without `verified` (`--insecure` on a loopback address) name and role are mere claims, and the rest is empty.
     """
@@ -38,6 +39,7 @@ class Peer:
     serial: int | None
     not_after: datetime | None
     verified: bool
+    succeeds: frozenset[str]
     proof: InitVar[object]
 
     def __post_init__(self, proof: object) -> None:
@@ -72,7 +74,14 @@ class Peer:
         """
         subject = verify(certificate, authority, now)
         return cls(
-            subject.name, subject.role, subject.fingerprint, subject.serial, subject.not_after, True, proof=_PROOF
+            subject.name,
+            subject.role,
+            subject.fingerprint,
+            subject.serial,
+            subject.not_after,
+            verified=True,
+            succeeds=subject.succeeds,
+            proof=_PROOF,
         )
 
     @classmethod
@@ -87,7 +96,8 @@ class Peer:
         host = _host_of(context.peer())
         if not is_loopback(host):
             raise InsecureTransport(f"plain text from {host} refused: only this machine may call without TLS")
-        return cls(validate_name(claimed_name), claimed_role, "", None, None, False, proof=_PROOF)
+        name = validate_name(claimed_name)
+        return cls(name, claimed_role, "", None, None, verified=False, succeeds=frozenset(), proof=_PROOF)
 
 
 def require_role(peer: Peer, role: Role) -> None:

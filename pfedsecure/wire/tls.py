@@ -10,13 +10,13 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from pathlib import Path
 from typing import cast
 
 import grpc
 
 from pfedsecure.errors import IdentityError
 from pfedsecure.pki.certificates import to_pem
+from pfedsecure.pki.current import CurrentIdentity
 from pfedsecure.pki.identity import Identity
 from pfedsecure.wire.grpc_settings import require_tls13_only
 
@@ -52,38 +52,19 @@ class _Reloader:
     """Asked by gRPC before every handshake, on threads of gRPC's own; None means no change."""
 
     def __init__(self, identity: Identity) -> None:
-        self._authority = identity.authority
-        self._folder = identity.folder
-        self._files = (identity.key_path, identity.certificate_path)
-        self._seen = self._state()
+        self._current = CurrentIdentity(identity, _logger)
+        self._shown = identity
 
     def __call__(self) -> grpc.ServerCertificateConfiguration | None:
-        state = self._state()
-        if state == self._seen:
+        identity = self._current()
+        if identity is self._shown:
             return None
-        self._seen = state  # before loading: what cannot be loaded is reported once, not at every connection
+        self._shown = identity
         try:
-            identity = Identity.load(self._folder, role="server")
-            if identity.authority != self._authority:
-                raise IdentityError("it is of another authority, restart the server to trust that one")
-            configuration = _configuration(identity)
+            return _configuration(identity)
         except IdentityError as error:
             _logger.warning("keeping the old server certificate, the new one cannot be used: %s", error)
             return None
-        _logger.info("server certificate renewed, valid until %s", identity.subject.not_after)
-        return configuration
-
-    def _state(self) -> list[tuple[int, int] | None]:
-        """What tells one version of the files from the next; None for a file that is not there."""
-        return [_stamp(path) for path in self._files]
-
-
-def _stamp(path: Path) -> tuple[int, int] | None:
-    try:
-        status = path.stat()
-    except OSError:
-        return None
-    return status.st_mtime_ns, status.st_ino
 
 
 def _configuration(identity: Identity) -> grpc.ServerCertificateConfiguration:

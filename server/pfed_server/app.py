@@ -15,12 +15,14 @@ from grpc_health.v1.health import aio as health  # type: ignore[attr-defined]
 from grpc_health.v1.health_pb2_grpc import add_HealthServicer_to_server
 
 from pfed_server.coordinator import Coordinator
-from pfed_server.guards import GuardInterceptor
+from pfed_server.expiry import ExpiryGuard
+from pfed_server.guards import Guard, GuardInterceptor
 from pfed_server.interceptor import CallInterceptor
 from pfed_server.revocation import RevocationGuard, Revocations
 from pfed_server.service import add_services, by_certificate, by_claim
 from pfedsecure.console import Address
 from pfedsecure.errors import AddressInUse
+from pfedsecure.pki.current import CurrentIdentity
 from pfedsecure.pki.identity import Identity
 from pfedsecure.wire.loopback import require_loopback
 from pfedsecure.wire.options import SERVER_OPTIONS
@@ -75,8 +77,12 @@ async def serving(
     identify = by_claim if identity is None else by_certificate(identity.authority, revocations)
     transport = "insecure" if identity is None else "mtls"
     revocation = None if revocations is None else RevocationGuard(revocations, identify, coordinator.expel)
-    guards = [] if revocation is None else [GuardInterceptor(revocation)]
-    server = grpc.aio.server(interceptors=(CallInterceptor(identify), *guards), options=SERVER_OPTIONS)
+    guards: list[Guard] = [] if revocation is None else [revocation]
+    if identity is not None:
+        guards.append(ExpiryGuard(CurrentIdentity(identity), identify))
+    server = grpc.aio.server(
+        interceptors=(CallInterceptor(identify), *map(GuardInterceptor, guards)), options=SERVER_OPTIONS
+    )
     add_services(server, coordinator, identify, transport)
     health_service = health.HealthServicer()
     add_HealthServicer_to_server(health_service, server)

@@ -6,7 +6,6 @@ import asyncio
 import logging
 import sys
 from contextlib import closing
-from functools import partial
 from pathlib import Path
 
 import click
@@ -14,6 +13,7 @@ import click
 import pfedsecure
 from pfed_server.app import run
 from pfed_server.coordinator import Coordinator
+from pfed_server.countersigning import Sign
 from pfed_server.revocation import KEPT_FILE, Revocations
 from pfed_server.sql_store import SqlStore
 from pfedsecure.aggregation.factory import server_aggregation
@@ -21,6 +21,7 @@ from pfedsecure.clip.config import context_shape
 from pfedsecure.console import Address, exit_cleanly, parse_address
 from pfedsecure.errors import ProtectionUnavailable
 from pfedsecure.pki.countersignature import countersign
+from pfedsecure.pki.current import CurrentIdentity
 from pfedsecure.pki.development import DEVELOPMENT_FOLDER, ensure_development_pki
 from pfedsecure.pki.files import read_public
 from pfedsecure.pki.identity import Identity
@@ -130,7 +131,7 @@ def main(
             store,
             context_shape=shape,
             authority=authority,
-            sign=None if identity is None else partial(countersign, identity),
+            sign=None if identity is None else _signing_with(CurrentIdentity(identity)),
             scratch=state / "matching",
         )
         revocations = None if authority is None else Revocations(authority, crl, state / KEPT_FILE)
@@ -143,6 +144,10 @@ def _identity(folder: Path | None) -> Identity:
         return Identity.load(folder, role="server")
     _logger.info("no --identity: development certificates in %s, for trials on this machine only", DEVELOPMENT_FOLDER)
     return ensure_development_pki()
+
+
+def _signing_with(current: CurrentIdentity) -> Sign:
+    return lambda head: countersign(current(), head)
 
 
 def _introduce(plan: Plan, plan_file: Path | None, state: Path, insecure: bool) -> None:

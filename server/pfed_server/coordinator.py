@@ -28,7 +28,7 @@ from pfed_server.clock import Clock, SystemClock
 from pfed_server.countersigning import Countersigning, Sign
 from pfed_server.federation import Federation
 from pfed_server.lending import Lending
-from pfed_server.membership import check_instance_id, check_key, member_of, revoked_members
+from pfed_server.membership import check_instance_id, check_key, check_may_have_name, member_of, revoked_members
 from pfed_server.rounds import clients_needed, part_of, phase
 from pfed_server.status import status_reply
 from pfed_server.store import Member, Store
@@ -287,7 +287,7 @@ class Coordinator:
         federation = self._federation
         known = federation.state.members.get(peer.name)
         if known is not None:
-            check_key(known, peer)
+            check_may_have_name(known, peer)
             seconds_left = federation.liveness.seconds_left(peer.name)
             if known.taking_part and known.instance_id != instance_id and seconds_left > 0:
                 raise NameTaken(

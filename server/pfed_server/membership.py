@@ -27,6 +27,12 @@ def check_key(member: Member, peer: Peer) -> None:
         )
 
 
+def check_may_have_name(member: Member, peer: Peer) -> None:
+    """As `check_key`, for a caller that joins: its key may also be one that succeeds the one that is known."""
+    if member.fingerprint not in peer.succeeds:
+        check_key(member, peer)
+
+
 def check_instance_id(instance_id: str) -> None:
     """Raise MessageRejected unless `instance_id` can be one."""
     if not 1 <= len(instance_id) <= MAX_INSTANCE_ID_CHARS:

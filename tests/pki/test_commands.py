@@ -172,6 +172,19 @@ def test_a_client_leaves(requested: Run) -> None:
     assert shown(requested, "ca")["removed"] == []
 
 
+def test_a_renewal(requested: Run) -> None:
+    admit(requested, "a", "alice")
+    before = shown(requested, "a")
+    asked = requested("renew", "a")
+    assert "renewal of client alice: send a/renewal.csr to the authority" in asked.output
+    approved = requested("approve", "a/renewal.csr", "--authority", "ca", answer="y\n")
+    assert f"renews: {spaced(str(before['fingerprint']))}" in approved.output
+    assert "a is now client alice of federation" in requested("install", "alice.kit.json", "a", "--yes").output
+    after = shown(requested, "a")
+    assert after["pseudonym"] == before["pseudonym"]
+    assert spaced(str(after["fingerprint"])) in asked.output
+
+
 def test_a_stolen_key(requested: Run) -> None:
     for folder, name in (("a", "alice"), ("b", "bob"), ("m", "mallory")):
         admit(requested, folder, name)

@@ -126,7 +126,7 @@ def test_from_certificate_verifies(authority: Authority, enrolled: Enrol, tmp_pa
 
 def test_there_is_no_other_way_to_a_peer(authority: Authority, enrolled: Enrol) -> None:
     with pytest.raises(TypeError, match="a Peer is made only by from_call, from_certificate or insecure"):
-        Peer("alice", "client", "00", 1, now(), True, proof=object())
+        Peer("alice", "client", "00", 1, now(), True, frozenset(), proof=object())
     peer = Peer.from_certificate(enrolled(authority, "alice").certificate, authority.certificate, now())
     with pytest.raises(dataclasses.FrozenInstanceError):
         peer.name = "bob"  # type: ignore[misc]

@@ -1,0 +1,37 @@
+"""The operator is told once a day of each certificate that is about to end: the server's own, and those of callers."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from pfed_server.service import Identify
+from pfedsecure.pki.current import CurrentIdentity
+from pfedsecure.pki.expiry import ExpiryReminder
+from pfedsecure.wire.peer import ServicerContext
+
+_logger = logging.getLogger(__name__)
+
+
+class ExpiryGuard:
+    """A `Guard` that lets every call through. `own`: this server's identity."""
+
+    def __init__(self, own: CurrentIdentity, identify: Identify) -> None:
+        self._own = own
+        self._identify = identify
+        self._reminder = ExpiryReminder()
+        self.look_at_own()
+
+    @asynccontextmanager
+    async def __call__(self, context: ServicerContext) -> AsyncIterator[None]:
+        peer = self._identify(context)
+        if peer.not_after is not None and (sentence := self._reminder.due(peer.role, peer.name, peer.not_after)):
+            _logger.warning("%s", sentence)
+        self.look_at_own()
+        yield
+
+    def look_at_own(self) -> None:
+        subject = self._own().subject
+        if sentence := self._reminder.due(subject.role, subject.name, subject.not_after):
+            _logger.warning("%s", sentence)
