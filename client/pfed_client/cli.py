@@ -238,6 +238,39 @@ def budget(state: Path | None, ledger: Path | None, as_json: bool) -> None:
 
 
 @main.command()
+@_state_option
+@click.option("--server", type=parse_address, default="127.0.0.1:8470", metavar="HOST:PORT", help="The server.")
+@click.option("--identity", type=_FOLDER, metavar="DIR", help="Key and certificate.  [default: in the state directory]")
+@click.option("--insecure", is_flag=True, help="Plain text, to a server on this machine only.")
+@click.option("--retry-seconds", type=click.FloatRange(0), default=30.0, help="How long to try.")
+@click.option("--yes", is_flag=True, help="Do not ask.")
+@exit_cleanly("pfed-client")
+def leave(
+    state: Path | None, server: Address, identity: Path | None, insecure: bool, retry_seconds: float, yes: bool
+) -> None:
+    """Leave the federation for good: its server stops waiting for this client, and lends its expert no longer.
+
+    The model stays here and can be used. What the others have borrowed, and what went into the shared prompt, stays
+    with them.
+    """
+    if insecure and identity is not None:
+        raise click.UsageError("--identity goes with TLS, not with --insecure")
+    from pfed_client.saved import SavedClient
+
+    client = SavedClient.open(state)
+    if not yes and not click.confirm(f"{client.name} leaves federation {client.plan.name} for good?"):
+        click.echo("nothing was done")
+        return
+    from pfed_client.leaving import leave as leave_federation
+
+    leave_federation(client, server, identity, insecure=insecure, retry_seconds=retry_seconds)
+    click.echo(
+        f"{client.name} left federation {client.plan.name}: the server confirmed it. Tell the authority, which makes a "
+        f"new secret for those who stay (`pfed pki rotate --without {client.name}`)"
+    )
+
+
+@main.command()
 @click.argument("file", type=_FILE)
 @_state_option
 @exit_cleanly("pfed-client")

@@ -21,6 +21,7 @@ from __future__ import annotations
 import json
 import secrets
 from collections.abc import Mapping
+from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
 from typing import Annotated, Literal, Self
@@ -127,6 +128,8 @@ class Record(_Section):
     settings: Settings | None = None
     data_fingerprint: str | None = None
     """`ImageSet.fingerprint` of the images behind `settings.data`; both or neither."""
+    left: str | None = None
+    """When this client left the federation, ISO 8601 in UTC."""
 
 
 class ClientState:
@@ -185,12 +188,17 @@ class ClientState:
         return self._record
 
     def claim(self, name: str) -> None:
-        """Make this the state of client `name`. Raises StateError when it is another's."""
+        """Make this the state of client `name`. Raises StateError when it is another's, or has left its federation."""
         if self._record is None:
             self._save(Record(format=FORMAT, name=name, instance_id=secrets.token_hex(16)))
         elif self._record.name != name:
             raise StateError(
                 f"{self.folder}: belongs to client {self._record.name}, not {name}; give {name} another --state"
+            )
+        elif self._record.left is not None:
+            raise StateError(
+                f"{self.folder}: {name} left its federation on {self._record.left[:10]}; to take part again give "
+                "another --state"
             )
 
     def pin(self, plan: Plan, federation_id: str) -> None:
@@ -210,6 +218,11 @@ class ClientState:
         """Keep `settings`, and which images they lead to, for later commands."""
         update = {"settings": settings, "data_fingerprint": data_fingerprint}
         self._save(self.record.model_copy(update=update))
+
+    def leave(self) -> None:
+        """Remember for ever that this client left its federation."""
+        if self.record.left is None:
+            self._save(self.record.model_copy(update={"left": datetime.now(UTC).isoformat(timespec="seconds")}))
 
     @property
     def has_model(self) -> bool:

@@ -313,7 +313,10 @@ class Coordinator:
         member = self._current(peer, instance_id)
         await self._federation.change(partial(self._store.save_member, replace(member, taking_part=False)))
         self._federation.forget(member.name)
-        _logger.info("%s left", member.name)
+        _logger.warning(
+            "%s left; it keeps the clients' secret: have the authority make a new one, `pfed pki rotate --without %s`",
+            *(member.name, member.name),
+        )
 
     async def _expel(self, serials: Collection[int]) -> None:
         names = revoked_members(self._federation.state, serials)
