@@ -101,6 +101,12 @@ class NotAMember(PfedError):
     exit_code = 54
 
 
+class TooManyCalls(PfedError):
+    """The caller asks for more than one identity may at a time; worth another try after a pause."""
+
+    exit_code = 55
+
+
 class StateError(PfedError):
     """The saved state is corrupted, of a newer version, or of another federation."""
 

@@ -20,7 +20,7 @@ from tenacity.stop import stop_base
 from tenacity.wait import wait_base
 
 from pfedsecure.console import Address
-from pfedsecure.errors import MessageRejected, PfedError, ServerUnreachable
+from pfedsecure.errors import MessageRejected, PfedError, ServerUnreachable, TooManyCalls
 from pfedsecure.pki.identity import Identity
 from pfedsecure.wire.api import FederationApi
 from pfedsecure.wire.diagnose import explain_connection_failure
@@ -221,7 +221,7 @@ class GrpcApi(FederationApi):
             if not isinstance(error, _NoAnswer):
                 return False
             # A server that is just going down can look like one that refuses: believed the second time in a row.
-            refusals = 0 if isinstance(error.reason, ServerUnreachable) else refusals + 1
+            refusals = 0 if isinstance(error.reason, (ServerUnreachable, TooManyCalls)) else refusals + 1
             return refusals < REFUSALS_BELIEVED
 
         stop: stop_base = stop_before_delay(self._retry_seconds)
@@ -242,6 +242,8 @@ class GrpcApi(FederationApi):
         except grpc.aio.AioRpcError as error:
             try:
                 raise_from(error)
+            except TooManyCalls as told_to_wait:
+                raise _NoAnswer(told_to_wait) from None
             except ServerUnreachable as unreachable:
                 if error_raised_by_server(error) is not None:  # the connection is sound, there is nothing to explain
                     raise _NoAnswer(unreachable) from None

@@ -10,6 +10,15 @@ CLAIMED_NAME_KEY = "pfed-claimed-name"
 CLAIMED_ROLE_KEY = "pfed-claimed-role"
 """Request metadata with the caller's role where there is no certificate; `client` when absent."""
 
+HANDSHAKE_SECONDS = 20
+"""A connection that has not proved a certificate by then is closed."""
+
+IDLE_SECONDS = 300
+"""A connection without a call for so long is closed; a client opens another when it has something to say."""
+
+MOST_CONNECTIONS = 1000
+"""Of a server, all callers together; further ones are closed at once."""
+
 _KEEPALIVE_MS = 20_000
 _KEEPALIVE_TIMEOUT_MS = 10_000
 
@@ -29,6 +38,11 @@ SERVER_OPTIONS: tuple[tuple[str, int], ...] = (
     ("grpc.http2.min_ping_interval_without_data_ms", _KEEPALIVE_MS // 2),
     # A client needs a handful: a long poll, an upload, a heartbeat.
     ("grpc.max_concurrent_streams", 16),
+    # Memory for those who never finish: a handshake, the settings after it, or anything at all with a connection.
+    ("grpc.server_handshake_timeout_ms", HANDSHAKE_SECONDS * 1000),
+    ("grpc.http2.settings_timeout", HANDSHAKE_SECONDS * 1000),
+    ("grpc.max_connection_idle_ms", IDLE_SECONDS * 1000),
+    ("grpc.max_allowed_incoming_connections", MOST_CONNECTIONS),
     # Otherwise a second server on the same port would silently share its clients.
     ("grpc.so_reuseport", 0),
 )

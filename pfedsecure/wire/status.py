@@ -20,6 +20,7 @@ from pfedsecure.errors import (
     PfedError,
     PlanMismatch,
     ServerUnreachable,
+    TooManyCalls,
     by_wire_code,
 )
 
@@ -37,6 +38,7 @@ _TRAVELLING: dict[type[PfedError], grpc.StatusCode] = {
     NotAMember: grpc.StatusCode.PERMISSION_DENIED,
     PlanMismatch: grpc.StatusCode.FAILED_PRECONDITION,
     ServerUnreachable: grpc.StatusCode.UNAVAILABLE,
+    TooManyCalls: grpc.StatusCode.RESOURCE_EXHAUSTED,
 }
 
 

@@ -14,6 +14,7 @@ from grpc_health.v1 import health_pb2
 from grpc_health.v1.health import aio as health  # type: ignore[attr-defined]
 from grpc_health.v1.health_pb2_grpc import add_HealthServicer_to_server
 
+from pfed_server.admission import AdmissionGuard, Limits
 from pfed_server.coordinator import Coordinator
 from pfed_server.expiry import ExpiryGuard
 from pfed_server.guards import Guard, GuardInterceptor
@@ -31,6 +32,8 @@ from pfedsecure.wire.tls import server_credentials
 SHUTDOWN_SECONDS = 5.0
 """How long calls under way may take to finish when the server is told to stop."""
 
+DEFAULT_LIMITS = Limits()
+
 _logger = logging.getLogger(__name__)
 
 
@@ -39,6 +42,7 @@ async def run(
     address: Address,
     identity: Identity | None,
     revocations: Revocations | None = None,
+    limits: Limits = DEFAULT_LIMITS,
     *,
     exit_when_finished: bool,
 ) -> None:
@@ -50,7 +54,7 @@ async def run(
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, told_to_stop.set)
-    async with serving(coordinator, address, identity, revocations) as bound:
+    async with serving(coordinator, address, identity, revocations, limits) as bound:
         _logger.info("listening on %s, %s", bound, "plain text" if identity is None else "mutual TLS 1.3")
         ends: set[asyncio.Task[object]] = {asyncio.create_task(told_to_stop.wait())}
         if exit_when_finished:
@@ -65,23 +69,29 @@ async def run(
 
 @asynccontextmanager
 async def serving(
-    coordinator: Coordinator, address: Address, identity: Identity | None, revocations: Revocations | None = None
+    coordinator: Coordinator,
+    address: Address,
+    identity: Identity | None,
+    revocations: Revocations | None = None,
+    limits: Limits = DEFAULT_LIMITS,
 ) -> AsyncIterator[Address]:
     """`coordinator` started and served at `address`, over mutual TLS, or in plain text where there is no identity.
 
-    `revocations`: the certificates of the identity's authority that count no longer.
+    `revocations`: the certificates of the identity's authority that count no longer. `limits`: of each caller.
 
     Gives the address bound, which has the port that the system chose where `address` has port 0. Raises AddressInUse,
     InsecureTransport for plain text that could leave this machine, IdentityError when the identity cannot be used.
     """
     identify = by_claim if identity is None else by_certificate(identity.authority, revocations)
     transport = "insecure" if identity is None else "mtls"
-    revocation = None if revocations is None else RevocationGuard(revocations, identify, coordinator.expel)
-    guards: list[Guard] = [] if revocation is None else [revocation]
+    revocation = None if revocations is None else RevocationGuard(revocations, coordinator.expel)
+    guards: list[Guard] = [AdmissionGuard(limits)]
+    if revocation is not None:
+        guards.append(revocation)
     if identity is not None:
-        guards.append(ExpiryGuard(CurrentIdentity(identity), identify))
+        guards.append(ExpiryGuard(CurrentIdentity(identity)))
     server = grpc.aio.server(
-        interceptors=(CallInterceptor(identify), *map(GuardInterceptor, guards)), options=SERVER_OPTIONS
+        interceptors=(CallInterceptor(identify), GuardInterceptor(identify, guards)), options=SERVER_OPTIONS
     )
     add_services(server, coordinator, identify, transport)
     health_service = health.HealthServicer()

@@ -11,6 +11,7 @@ from pathlib import Path
 import click
 
 import pfedsecure
+from pfed_server.admission import Limits
 from pfed_server.app import run
 from pfed_server.coordinator import Coordinator
 from pfed_server.countersigning import Sign
@@ -76,6 +77,20 @@ _logger = logging.getLogger("pfed_server")
     show_default=False,
 )
 @click.option(
+    "--calls-a-second",
+    type=click.FloatRange(min=1),
+    default=Limits.calls_a_second,
+    metavar="N",
+    help="Of one caller, in the long run; who makes more is told to wait.",
+)
+@click.option(
+    "--calls-at-once",
+    type=click.IntRange(min=4),
+    default=Limits.calls_at_once,
+    metavar="N",
+    help="Of one caller, on all its connections; who makes more is told to wait.",
+)
+@click.option(
     "--backbone-dir",
     type=click.Path(exists=True, file_okay=False, path_type=Path),
     metavar="DIR",
@@ -93,6 +108,8 @@ def main(
     state: Path,
     identity_folder: Path | None,
     crl: Path | None,
+    calls_a_second: float,
+    calls_at_once: int,
     backbone_dir: Path | None,
     exit_when_finished: bool,
 ) -> None:
@@ -136,7 +153,8 @@ def main(
         )
         revocations = None if authority is None else Revocations(authority, crl, state / KEPT_FILE)
         _introduce(plan, plan_file, state, insecure)
-        asyncio.run(run(coordinator, listen, identity, revocations, exit_when_finished=exit_when_finished))
+        limits = Limits(calls_a_second=calls_a_second, calls_at_once=calls_at_once)
+        asyncio.run(run(coordinator, listen, identity, revocations, limits, exit_when_finished=exit_when_finished))
 
 
 def _identity(folder: Path | None) -> Identity:

@@ -6,10 +6,9 @@ import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-from pfed_server.service import Identify
 from pfedsecure.pki.current import CurrentIdentity
 from pfedsecure.pki.expiry import ExpiryReminder
-from pfedsecure.wire.peer import ServicerContext
+from pfedsecure.wire.peer import Peer
 
 _logger = logging.getLogger(__name__)
 
@@ -17,15 +16,13 @@ _logger = logging.getLogger(__name__)
 class ExpiryGuard:
     """A `Guard` that lets every call through. `own`: this server's identity."""
 
-    def __init__(self, own: CurrentIdentity, identify: Identify) -> None:
+    def __init__(self, own: CurrentIdentity) -> None:
         self._own = own
-        self._identify = identify
         self._reminder = ExpiryReminder()
         self.look_at_own()
 
     @asynccontextmanager
-    async def __call__(self, context: ServicerContext) -> AsyncIterator[None]:
-        peer = self._identify(context)
+    async def __call__(self, peer: Peer) -> AsyncIterator[None]:
         if peer.not_after is not None and (sentence := self._reminder.due(peer.role, peer.name, peer.not_after)):
             _logger.warning("%s", sentence)
         self.look_at_own()

@@ -6,24 +6,26 @@ it, by raising one while it runs. Behind `CallInterceptor`, which has identified
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
-from contextlib import AbstractAsyncContextManager
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from typing import Any, TypeAlias
 
 import grpc
 import grpc.aio
 
-from pfedsecure.wire.peer import ServicerContext
+from pfed_server.service import Identify
+from pfedsecure.wire.peer import Peer, ServicerContext
 
-Guard: TypeAlias = Callable[[ServicerContext], AbstractAsyncContextManager[None]]
+Guard: TypeAlias = Callable[[Peer], AbstractAsyncContextManager[None]]
 Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
 
 
 class GuardInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
-    """Runs every call inside `guard`."""
+    """Runs every call inside `guards`, the first outermost, which are told the caller that `identify` finds."""
 
-    def __init__(self, guard: Guard) -> None:
-        self._guard = guard
+    def __init__(self, identify: Identify, guards: Sequence[Guard]) -> None:
+        self._identify = identify
+        self._guards = guards
 
     async def intercept_service(
         self,
@@ -31,10 +33,18 @@ class GuardInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
         handler_call_details: grpc.HandlerCallDetails,
     ) -> Handler:
         handler = await continuation(handler_call_details)
-        return handler if handler is None else _guarded(handler, self._guard)
+        return handler if handler is None else _guarded(handler, self._inside)
+
+    @asynccontextmanager
+    async def _inside(self, context: ServicerContext) -> AsyncIterator[None]:
+        peer = self._identify(context)
+        async with AsyncExitStack() as stack:
+            for guard in self._guards:
+                await stack.enter_async_context(guard(peer))
+            yield
 
 
-def _guarded(handler: Any, guard: Guard) -> Handler:
+def _guarded(handler: Any, guard: Callable[[ServicerContext], AbstractAsyncContextManager[None]]) -> Handler:
     async def unary_unary(request: Any, context: ServicerContext) -> Any:
         async with guard(context):
             return await handler.unary_unary(request, context)

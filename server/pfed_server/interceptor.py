@@ -18,7 +18,7 @@ from sqlalchemy.exc import OperationalError
 
 from pfed_server.service import Identify
 from pfedsecure.console import one_line
-from pfedsecure.errors import MessageRejected, PfedError, ServerUnreachable
+from pfedsecure.errors import MessageRejected, PfedError, ServerUnreachable, TooManyCalls
 from pfedsecure.wire.peer import ServicerContext
 from pfedsecure.wire.status import abort, abort_code
 
@@ -95,7 +95,8 @@ async def _reported(method: str, context: ServicerContext) -> AsyncIterator[None
         yield
     except PfedError as error:
         if abort_code(error) is not grpc.StatusCode.INTERNAL:
-            _logger.info("%s refused to %s: %s", method, context.peer(), one_line(str(error)))
+            if not isinstance(error, TooManyCalls):  # `admission` tells of those, and not of each
+                _logger.info("%s refused to %s: %s", method, context.peer(), one_line(str(error)))
             await abort(context, error)
         await _abort_internal(method, context)
     except (OperationalError, OSError):

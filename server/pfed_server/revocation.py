@@ -17,11 +17,10 @@ from pathlib import Path
 
 from cryptography import x509
 
-from pfed_server.service import Identify
 from pfedsecure.errors import IdentityError
 from pfedsecure.pki.files import exists, read_public, write_public
 from pfedsecure.pki.revocation import RevocationList
-from pfedsecure.wire.peer import Peer, ServicerContext
+from pfedsecure.wire.peer import Peer
 
 KEPT_FILE = "revoked.crl"
 """In the state directory: the newest list that this server has had."""
@@ -127,18 +126,14 @@ class RevocationGuard:
     `expel` gets the serial numbers of all revoked certificates, at the start and after every change.
     """
 
-    def __init__(
-        self, revocations: Revocations, identify: Identify, expel: Callable[[frozenset[int]], Awaitable[None]]
-    ) -> None:
+    def __init__(self, revocations: Revocations, expel: Callable[[frozenset[int]], Awaitable[None]]) -> None:
         self._revocations = revocations
-        self._identify = identify
         self._expel = expel
         self._expelled: frozenset[int] = frozenset()
         self._calls: dict[asyncio.Timeout, int | None] = {}
 
     @asynccontextmanager
-    async def __call__(self, context: ServicerContext) -> AsyncIterator[None]:
-        peer = self._identify(context)
+    async def __call__(self, peer: Peer) -> AsyncIterator[None]:
         try:
             async with asyncio.timeout(None) as scope:
                 self._calls[scope] = peer.serial

@@ -11,7 +11,7 @@ import grpc.aio
 from cryptography import x509
 
 from pfed_server.coordinator import Coordinator
-from pfedsecure.errors import IdentityError, MessageRejected
+from pfedsecure.errors import IdentityError, MessageRejected, TooManyCalls
 from pfedsecure.pki.names import Role, is_role
 from pfedsecure.wire.options import CLAIMED_NAME_KEY, CLAIMED_ROLE_KEY
 from pfedsecure.wire.payloads import Payload, join_one, split
@@ -155,12 +155,13 @@ class RoundService(RoundServicer):
     ) -> Payload:
         """An upload that its caller may make, says `expect`. What it may cost is bounded in bytes, time and number.
 
-        Raises as `expect` and `join_one`, and MessageRejected for an upload too many or one that takes too long.
+        Raises as `expect` and `join_one`, TooManyCalls for an upload too many, MessageRejected for one that takes too
+        long.
         """
         peer = self._identify(context)
         caller = peer.role, peer.name
         if self._uploads[caller] >= UPLOADS_AT_ONCE:
-            raise MessageRejected(
+            raise TooManyCalls(
                 f"{peer.name} has {UPLOADS_AT_ONCE} uploads under way; wait for one to end, then try again"
             )
 

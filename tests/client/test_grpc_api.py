@@ -34,11 +34,13 @@ from pfedsecure.errors import (
     PfedError,
     PlanMismatch,
     ServerUnreachable,
+    TooManyCalls,
 )
 from pfedsecure.matching.plain import PlainClientMatching
 from pfedsecure.pki.development import enrol, ensure_development_pki
 from pfedsecure.plan import Plan
 from pfedsecure.wire.payloads import CHUNK_BYTES, MAX_PAYLOAD_BYTES, Payload, join_one, split
+from pfedsecure.wire.status import abort
 from pfedsecure.wire.tensors import to_tensor
 from pfedsecure.wire.v1 import federation_pb2 as fed
 from pfedsecure.wire.v1 import round_pb2 as rnd
@@ -410,3 +412,23 @@ def test_tls_settings_come_before_grpc() -> None:
         "require_tls13_only()"
     )
     subprocess.run([sys.executable, "-c", script], check=True)
+
+
+async def test_a_server_that_says_to_wait_is_asked_again() -> None:
+    told: list[PfedError] = []
+
+    async def heartbeat(_request: Any, context: Any) -> fed.HeartbeatReply:
+        if len(told) < 3:
+            await abort(context, TooManyCalls("client a makes more than 100 calls a second: wait, then try again"))
+        return fed.HeartbeatReply(round=7)
+
+    async with played(Heartbeat=heartbeat) as address:
+        async with GrpcApi(
+            address, None, claimed_name="a", retry_seconds=60, on_retry=lambda reason, _pause: told.append(reason)
+        ) as api:
+            assert (await api.heartbeat(fed.HeartbeatRequest())).round == 7
+        assert {type(reason) for reason in told} == {TooManyCalls}
+        told.clear()
+        async with GrpcApi(address, None, claimed_name="a", retry_seconds=0) as impatient:
+            with pytest.raises(TooManyCalls, match="wait, then try again"):
+                await impatient.heartbeat(fed.HeartbeatRequest())

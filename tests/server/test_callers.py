@@ -21,7 +21,7 @@ from pfed_server.interceptor import CallInterceptor
 from pfed_server.service import UPLOADS_AT_ONCE, add_services
 from pfed_server.sql_store import SqlStore
 from pfedsecure.console import Address
-from pfedsecure.errors import IdentityError, MessageRejected, NotAMember, PfedError
+from pfedsecure.errors import IdentityError, MessageRejected, NotAMember, PfedError, TooManyCalls
 from pfedsecure.plan import Plan
 from pfedsecure.wire.options import SERVER_OPTIONS
 from pfedsecure.wire.payloads import Payload, split
@@ -165,7 +165,7 @@ async def test_uploads_of_one_caller_at_once_are_few(make_plan: MakePlan, member
         calls = [anna.round.SubmitStep(aiter(upload)) for upload in uploads]
         await asyncio.sleep(0.2)
         for method in UPLOADS:  # together, and over every connection
-            with pytest.raises(MessageRejected, match=f"anna has {UPLOADS_AT_ONCE} uploads under way; wait for one"):
+            with pytest.raises(TooManyCalls, match=f"anna has {UPLOADS_AT_ONCE} uploads under way; wait for one"):
                 await outcome(getattr(anna_again.round, method)(aiter(Upload())))
         await outcome(bert.round.SubmitStep(split(Payload(1, CONTENT, step=1))))
         calls[0].cancel()

@@ -20,6 +20,7 @@ TRAVELLING = {
     "NotAMember",
     "PlanMismatch",
     "ServerUnreachable",
+    "TooManyCalls",
 }
 ALL = PfedError.__subclasses__()
 
