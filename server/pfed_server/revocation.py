@@ -46,6 +46,7 @@ class Revocations:
         self._file = file
         self._kept = kept
         self._list: RevocationList | None = None
+        self._is_kept, self._told_unkept = True, False
         if exists(kept):
             self._list = RevocationList.read(read_public(kept), authority, str(kept))
         self._warned_overdue: datetime | None = None
@@ -92,6 +93,19 @@ class Revocations:
                 self._list.number,
             )
 
+    def keep(self) -> None:
+        """Write the newest list to where it outlives this process, if that has not been done; it counts meanwhile."""
+        if self._list is None or self._is_kept:
+            return
+        try:
+            write_public(self._kept, self._list.pem)
+        except IdentityError as error:  # a full disk, say
+            if not self._told_unkept:
+                _logger.warning("the revocation list counts, but not after a restart without it: %s", error)
+            self._told_unkept = True
+        else:
+            self._is_kept = True
+
     def _take(self, file: Path) -> None:
         newer = RevocationList.read(read_public(file), self._authority, str(file))
         known = self._list
@@ -107,9 +121,10 @@ class Revocations:
             if newer.serials != known.serials:
                 raise IdentityError(f"{file} differs from another list of the same number {known.number}")
             return
-        write_public(self._kept, newer.pem)  # before it counts: it must count after a restart too
         self._list = newer
         _logger.info("revocation list %d: %d certificates", newer.number, len(newer.serials))
+        self._is_kept, self._told_unkept = False, False
+        self.keep()
 
     def _stamp(self) -> tuple[int, int, int] | None:
         """What tells one version of the file from the next; None for a file that is not there."""
@@ -152,6 +167,7 @@ class RevocationGuard:
             await asyncio.sleep(LOOK_SECONDS)
             try:
                 self._revocations.look()
+                self._revocations.keep()
                 self._revocations.warn_if_overdue()
                 await self.apply()
             except Exception:

@@ -252,6 +252,22 @@ def test_a_file_that_is_gone_or_not_a_list_changes_nothing(
         consortium.revocations()
 
 
+def test_a_list_that_cannot_be_kept_counts_at_once_and_is_kept_later(
+    consortium: Consortium, caplog: pytest.LogCaptureFixture
+) -> None:
+    mallory = peer(consortium, "mallory")
+    consortium.revoke("mallory")
+    consortium.kept = consortium.kept.parent / "not there yet" / "kept.crl"  # as good as a full disk
+    revocations = consortium.revocations()
+    assert is_revoked(revocations, mallory)
+    for _ in range(3):
+        revocations.keep()
+    assert caplog.text.count("counts, but not after a restart without it") == 1
+    consortium.kept.parent.mkdir()
+    revocations.keep()
+    assert is_revoked(consortium.revocations(file=False), mallory)
+
+
 def test_two_lists_of_one_number_are_not_exchanged(consortium: Consortium, caplog: pytest.LogCaptureFixture) -> None:
     anna, now = peer(consortium, "anna"), datetime.now(UTC)
     consortium.revoke("anna")
