@@ -14,8 +14,11 @@ from grpc_health.v1 import health_pb2
 from grpc_health.v1.health import aio as health  # type: ignore[attr-defined]
 from grpc_health.v1.health_pb2_grpc import add_HealthServicer_to_server
 
+import pfedsecure
+from pfed_server import events
 from pfed_server.coordinator import Coordinator
 from pfed_server.interceptor import CallInterceptor
+from pfed_server.observing import CallObserver, Calls
 from pfed_server.service import add_services, by_certificate, by_claim
 from pfedsecure.console import Address
 from pfedsecure.errors import AddressInUse
@@ -31,17 +34,22 @@ _logger = logging.getLogger(__name__)
 
 
 async def run(
-    coordinator: Coordinator, address: Address, identity: Identity | None, *, exit_when_finished: bool
+    coordinator: Coordinator,
+    address: Address,
+    identity: Identity | None,
+    *,
+    exit_when_finished: bool,
+    calls: Calls | None = None,
 ) -> None:
     """Serve until SIGTERM or SIGINT; with `exit_when_finished` also until the end is known to the members online.
 
-    Raises as `serving` does.
+    Every call is counted in `calls`. Raises as `serving` does.
     """
     told_to_stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, told_to_stop.set)
-    async with serving(coordinator, address, identity) as bound:
+    async with serving(coordinator, address, identity, calls) as bound:
         _logger.info("listening on %s, %s", bound, "plain text" if identity is None else "mutual TLS 1.3")
         ends: set[asyncio.Task[object]] = {asyncio.create_task(told_to_stop.wait())}
         if exit_when_finished:
@@ -55,7 +63,9 @@ async def run(
 
 
 @asynccontextmanager
-async def serving(coordinator: Coordinator, address: Address, identity: Identity | None) -> AsyncIterator[Address]:
+async def serving(
+    coordinator: Coordinator, address: Address, identity: Identity | None, calls: Calls | None = None
+) -> AsyncIterator[Address]:
     """`coordinator` started and served at `address`, over mutual TLS, or in plain text where there is no identity.
 
     Gives the address bound, which has the port that the system chose where `address` has port 0. Raises AddressInUse,
@@ -63,11 +73,23 @@ async def serving(coordinator: Coordinator, address: Address, identity: Identity
     """
     identify = by_claim if identity is None else by_certificate(identity.authority)
     transport = "insecure" if identity is None else "mtls"
-    server = grpc.aio.server(interceptors=(CallInterceptor(identify),), options=SERVER_OPTIONS)
+    federation = coordinator.federation
+    interceptors = CallObserver(federation.tell, calls), CallInterceptor(identify)
+    server = grpc.aio.server(interceptors=interceptors, options=SERVER_OPTIONS)
     add_services(server, coordinator, identify, transport)
     health_service = health.HealthServicer()
     add_HealthServicer_to_server(health_service, server)
     bound = _bind(server, address, identity)
+    await federation.tell(
+        events.started(
+            federation.plan,
+            federation.state.federation_id,
+            pfedsecure.__version__,
+            transport,
+            bound,
+            len(federation.state.members),
+        )
+    )
     await coordinator.start()
     try:
         await server.start()
@@ -78,6 +100,7 @@ async def serving(coordinator: Coordinator, address: Address, identity: Identity
         coordinator.end_waits()
         await server.stop(SHUTDOWN_SECONDS)
         await coordinator.stop()
+        await federation.tell(events.stopped())
 
 
 def _bind(server: grpc.aio.Server, address: Address, identity: Identity | None) -> Address:

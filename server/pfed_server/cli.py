@@ -13,6 +13,7 @@ import click
 
 import pfedsecure
 from pfed_server.app import run
+from pfed_server.audit import AuditLog
 from pfed_server.coordinator import Coordinator
 from pfed_server.sql_store import SqlStore
 from pfedsecure.aggregation.factory import server_aggregation
@@ -109,7 +110,7 @@ def main(
             'the plan asks for protection.experts = "sealed", which takes certificates: use --tls, or a plan that asks '
             'for "plain"'
         )
-    with closing(SqlStore.open(state, plan)) as store:
+    with closing(SqlStore.open(state, plan)) as store, closing(AuditLog.open(state)) as audit:
         coordinator = Coordinator(
             plan,
             store,
@@ -117,6 +118,7 @@ def main(
             authority=authority,
             sign=None if identity is None else partial(countersign, identity),
             scratch=state / "matching",
+            tell=audit.tell,
         )
         _introduce(plan, plan_file, state, insecure)
         asyncio.run(run(coordinator, listen, identity, exit_when_finished=exit_when_finished))

@@ -23,6 +23,7 @@ from pathlib import Path
 
 from cryptography import x509
 
+from pfed_server import events
 from pfed_server.aggregating import Aggregating
 from pfed_server.clock import Clock, SystemClock
 from pfed_server.countersigning import Countersigning, Sign
@@ -53,7 +54,7 @@ class Coordinator:
 
     `authority` certifies the clients; `sign` signs the heads of their privacy ledgers, which are only remembered
     without it. `executor` runs what takes long of matching, by default processes of its own; `scratch` is a folder that
-    matching may empty and fill, by default a temporary one.
+    matching may empty and fill, by default a temporary one. `tell` hears of all that happens.
     Raises ProtectionUnavailable when the plan asks for what cannot be had without.
     """
 
@@ -68,16 +69,22 @@ class Coordinator:
         clock: Clock | None = None,
         executor: Executor | None = None,
         scratch: Path | None = None,
+        tell: events.Listener = events.nobody,
     ) -> None:
         self._plan = plan
         self._store = store
         self._authority = authority
         aggregation = server_aggregation(plan, context_shape, authority)
-        self._federation = Federation(plan, store, aggregation, clock or SystemClock())
+        self._federation = Federation(plan, store, aggregation, clock or SystemClock(), tell)
         self._aggregating = Aggregating(self._federation)
         self._lending = Lending(self._federation, context_shape, executor, scratch)
         self._countersigning = Countersigning(self._federation, sign)
         self._know_the_end: set[str] = set()
+
+    @property
+    def federation(self) -> Federation:
+        """For those who watch it; they change nothing."""
+        return self._federation
 
     async def start(self) -> None:
         await self._lending.start()
@@ -126,7 +133,7 @@ class Coordinator:
         pseudonym = self._pseudonym(peer, Claim(request.author_certificate, request.author_signature))
         await self._federation.exclusively(partial(self._join, peer, request.instance_id, pseudonym))
         version = one_line(request.software_version[:MAX_VERSION_CHARS]) or "unknown"
-        _logger.info("%s joined, version %s", peer.name, version)
+        _logger.info("%s joined, version %s", peer.name, version, extra={"peer": peer.name})
         return fed.JoinReply(federation_id=self._federation.state.federation_id, name=peer.name)
 
     async def await_view(self, peer: Peer, request: fed.AwaitRequest) -> fed.FederationView:
@@ -186,7 +193,7 @@ class Coordinator:
 
     async def report_matching(self, peer: Peer, request: rnd.ReportMatchingRequest) -> rnd.ReportMatchingReply:
         """Raises MessageRejected for a round that is not the caller's open one."""
-        return self._lending.report_matching(self._member(peer), request)
+        return await self._lending.report_matching(self._member(peer), request)
 
     def expect_publication(self, peer: Peer, round_number: int) -> Member:
         """The member whose publication may come: asked before any of the data is taken.
@@ -291,6 +298,7 @@ class Coordinator:
         federation.heard(peer.name)
         if member != known:
             await federation.change(partial(self._store.save_member, member))
+            await federation.tell(events.joined(member.name, member.fingerprint))
 
     async def _leave(self, peer: Peer, instance_id: str) -> None:
         known = self._federation.state.members.get(peer.name)
@@ -300,7 +308,8 @@ class Coordinator:
         member = self._current(peer, instance_id)
         await self._federation.change(partial(self._store.save_member, replace(member, taking_part=False)))
         self._federation.forget(member.name)
-        _logger.info("%s left", member.name)
+        _logger.info("%s left", member.name, extra={"peer": member.name})
+        await self._federation.tell(events.left(member.name))
 
     def _view(self, member: Member) -> fed.FederationView:
         federation, state = self._federation, self._federation.state

@@ -7,6 +7,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 import torch
+
 from pfed_benchmarks import audit
 from pfed_benchmarks.audit import Case, Size, row_of
 from pfed_benchmarks.audit_attack import FromMoves, View, trainer_of
@@ -14,7 +15,6 @@ from pfed_benchmarks.audit_bounds import one_run_bound
 from pfed_benchmarks.audit_target import DELTA, FLAWS, SETTINGS, audited
 from pfed_benchmarks.contract import Outcome, Report, Row
 from pfed_benchmarks.tables import table_of
-
 from pfed_client import private_trainer
 from pfedsecure.moe.per_sample import context_gradients, feature_gradients, gain, tangential
 from pfedsecure.privacy.noisy_sum import NoisySum

@@ -7,8 +7,8 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
-from pfed_benchmarks.audit_bounds import gaussian_bound, membership_bound, one_run_bound
 
+from pfed_benchmarks.audit_bounds import gaussian_bound, membership_bound, one_run_bound
 from pfedsecure.privacy.calibration import analytic_sigma, gaussian_delta
 
 SIMULATIONS = 2000

@@ -5,6 +5,7 @@ from importlib import import_module
 import click
 import pytest
 from click.testing import CliRunner
+
 from pfed_benchmarks import BENCHMARKS, module_of
 from pfed_benchmarks.cli import bench
 

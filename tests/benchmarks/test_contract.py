@@ -8,11 +8,11 @@ from pathlib import Path
 import click
 import pytest
 from click.testing import CliRunner
-from pfed_benchmarks import contract
-from pfed_benchmarks.contract import Bar, Outcome, Report, benchmark, this_machine
 from pydantic import ValidationError
 
 import pfedsecure
+from pfed_benchmarks import contract
+from pfed_benchmarks.contract import Bar, Outcome, Report, benchmark, this_machine
 
 ROWS: list[contract.Row] = [{"size": 1, "seconds": 0.5}, {"size": 2, "seconds": None}]
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import torch
+
 from pfed_benchmarks.contract import Outcome, Report, Row
 from pfed_benchmarks.dp_step import CLASSES, bars, steps_of
 from pfed_benchmarks.tables import table_of
-
 from pfedsecure.clip.backbone import load_backbone
 from pfedsecure.plan import Plan
 

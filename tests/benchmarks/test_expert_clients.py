@@ -8,6 +8,8 @@ from typing import Any, cast
 import numpy as np
 import pytest
 import torch
+from scipy.stats import spearmanr
+
 from pfed_benchmarks.expert_clients import (
     DIGITS,
     Data,
@@ -19,8 +21,6 @@ from pfed_benchmarks.expert_clients import (
     spearman,
 )
 from pfed_benchmarks.photo_clients import Share
-from scipy.stats import spearmanr
-
 from pfedsecure.clip.features import FeatureSet
 from pfedsecure.data.digits import CONDITIONS
 

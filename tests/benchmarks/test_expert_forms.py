@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from pfed_benchmarks.expert_forms import TRIED, Contrast, Differences, Logits, Normalised, ShakenTrainer
 from torch import Tensor
 
+from pfed_benchmarks.expert_forms import TRIED, Contrast, Differences, Logits, Normalised, ShakenTrainer
 from pfed_client.trainer import Trainer
 from pfedsecure.clip.backbone import Backbone, load_backbone
 from pfedsecure.clip.features import FeatureSet

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
+
 from pfed_benchmarks import experts
 from pfed_benchmarks.cli import bench_plot, bench_table
 from pfed_benchmarks.contract import Outcome, Report, Row

@@ -10,12 +10,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from PIL import Image
+
 from pfed_benchmarks import federation
 from pfed_benchmarks.contract import Report
 from pfed_benchmarks.federation import Score, Sources, Task, bars, measure, own_domain_share
 from pfed_benchmarks.photo_clients import Share
-from PIL import Image
-
 from pfed_cli.methods import Method
 from pfed_cli.simulation import ClientResult, SimulationResult
 from pfed_client.local_model import LocalModel

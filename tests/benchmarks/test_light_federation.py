@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 import torch
-from pfed_benchmarks.light_federation import Federation, Matching, Pool, choose, federate, with_experts
 
+from pfed_benchmarks.light_federation import Federation, Matching, Pool, choose, federate, with_experts
 from pfed_cli.simulation import SimulatedClient, simulate
 from pfed_client.trainer import Trainer
 from pfedsecure.clip.backbone import Backbone, load_backbone

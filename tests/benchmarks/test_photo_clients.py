@@ -3,8 +3,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from pfed_benchmarks.photo_clients import PHOTO_SETS, Share, by_disjoint_classes, by_domain_and_class, clients_of
 
+from pfed_benchmarks.photo_clients import PHOTO_SETS, Share, by_disjoint_classes, by_domain_and_class, clients_of
 from pfedsecure.clip.features import FeatureSet
 from pfedsecure.data import ImageSet
 from pfedsecure.data.images import ImagePixels

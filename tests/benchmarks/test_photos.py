@@ -4,9 +4,9 @@ import tarfile
 from pathlib import Path
 
 import pytest
-from pfed_benchmarks.photos import open_photos
 from PIL import Image
 
+from pfed_benchmarks.photos import open_photos
 from pfedsecure.errors import DataError
 
 

@@ -10,6 +10,7 @@ import click
 import numpy as np
 import pytest
 from click.testing import CliRunner
+
 from pfed_benchmarks import privacy_utility
 from pfed_benchmarks.cli import bench_plot, bench_table
 from pfed_benchmarks.contract import Outcome, Report, Row
@@ -22,7 +23,6 @@ from pfed_benchmarks.privacy_measuring import measure, plan_of_cell
 from pfed_benchmarks.privacy_report import page
 from pfed_benchmarks.privacy_tables import privacy_table, series_of
 from pfed_benchmarks.privacy_utility import available_photos, bars, measure_all
-
 from pfed_client.trainer import Trainer
 from pfedsecure.privacy.accountant import epsilon as total_epsilon
 

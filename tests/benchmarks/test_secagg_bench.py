@@ -8,6 +8,7 @@ from pathlib import Path
 import click
 import pytest
 from click.testing import CliRunner
+
 from pfed_benchmarks import secagg
 from pfed_benchmarks.contract import Report, Row
 from pfed_benchmarks.secagg import bars, ckks, command, flower, ours

@@ -5,6 +5,7 @@ from pathlib import Path
 import click
 import pytest
 from click.testing import CliRunner
+
 from pfed_benchmarks.cli import bench_table
 from pfed_benchmarks.contract import Bar, Outcome, Report
 from pfed_benchmarks.tables import replace_table, table_of

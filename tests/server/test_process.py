@@ -16,6 +16,8 @@ import numpy as np
 import pytest
 from grpc_health.v1 import health_pb2
 
+from pfed_server.audit import AUDIT_FILE
+from pfed_server.audit_chain import verify
 from pfedsecure.console import Address
 from pfedsecure.errors import AddressInUse, StateLocked
 from pfedsecure.plan import Plan
@@ -73,7 +75,10 @@ async def test_a_signal_ends_it_in_order(tmp_path: Path, members: Any, connect: 
             process.send_signal(number)
             _, log = await process.communicate()
         assert process.returncode == 0
-        assert log.decode().strip().endswith("stopping")
+        stopping, head = log.decode().splitlines()[-2:]
+        assert stopping.endswith("stopping")
+        written = verify(tmp_path / "state" / AUDIT_FILE)
+        assert head.endswith(f"audit log state/audit.jsonl: 2 lines, head {written.head}")
 
 
 async def test_what_is_taken_is_told_in_one_line(tmp_path: Path, members: Any) -> None:
