@@ -18,8 +18,10 @@ import pfedsecure
 from pfed_server import events
 from pfed_server.coordinator import Coordinator
 from pfed_server.interceptor import CallInterceptor
+from pfed_server.metrics import Metrics
 from pfed_server.observing import CallObserver, Calls
 from pfed_server.service import add_services, by_certificate, by_claim
+from pfed_server.watching import watching
 from pfedsecure.console import Address
 from pfedsecure.errors import AddressInUse
 from pfedsecure.pki.identity import Identity
@@ -39,27 +41,34 @@ async def run(
     identity: Identity | None,
     *,
     exit_when_finished: bool,
-    calls: Calls | None = None,
+    metrics: Metrics | None = None,
+    metrics_at: Address | None = None,
+    dashboard: Address | None = None,
 ) -> None:
     """Serve until SIGTERM or SIGINT; with `exit_when_finished` also until the end is known to the members online.
 
-    Every call is counted in `calls`. Raises as `serving` does.
+    `metrics` are served at `metrics_at`, the dashboard at `dashboard`, where these are given. Raises as `serving` does.
     """
     told_to_stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, told_to_stop.set)
-    async with serving(coordinator, address, identity, calls) as bound:
-        _logger.info("listening on %s, %s", bound, "plain text" if identity is None else "mutual TLS 1.3")
-        ends: set[asyncio.Task[object]] = {asyncio.create_task(told_to_stop.wait())}
-        if exit_when_finished:
-            ends.add(asyncio.create_task(coordinator.wait_until_end_is_known()))
-        done, pending = await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
-        for end in pending:
-            end.cancel()
-        for end in done:
-            end.result()
-        _logger.info("stopping")
+    with watching(coordinator.federation, _transport(identity), metrics, metrics_at, dashboard):
+        async with serving(coordinator, address, identity, metrics) as bound:
+            _logger.info("listening on %s, %s", bound, "plain text" if identity is None else "mutual TLS 1.3")
+            ends: set[asyncio.Task[object]] = {asyncio.create_task(told_to_stop.wait())}
+            if exit_when_finished:
+                ends.add(asyncio.create_task(coordinator.wait_until_end_is_known()))
+            done, pending = await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
+            for end in pending:
+                end.cancel()
+            for end in done:
+                end.result()
+            _logger.info("stopping")
+
+
+def _transport(identity: Identity | None) -> str:
+    return "insecure" if identity is None else "mtls"
 
 
 @asynccontextmanager
@@ -72,7 +81,7 @@ async def serving(
     InsecureTransport for plain text that could leave this machine, IdentityError when the identity cannot be used.
     """
     identify = by_claim if identity is None else by_certificate(identity.authority)
-    transport = "insecure" if identity is None else "mtls"
+    transport = _transport(identity)
     federation = coordinator.federation
     interceptors = CallObserver(federation.tell, calls), CallInterceptor(identify)
     server = grpc.aio.server(interceptors=interceptors, options=SERVER_OPTIONS)

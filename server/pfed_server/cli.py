@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import sys
 from contextlib import closing
 from functools import partial
 from pathlib import Path
@@ -15,11 +14,14 @@ import pfedsecure
 from pfed_server.app import run
 from pfed_server.audit import AuditLog
 from pfed_server.coordinator import Coordinator
+from pfed_server.events import everybody
+from pfed_server.metrics import Metrics
 from pfed_server.sql_store import SqlStore
 from pfedsecure.aggregation.factory import server_aggregation
 from pfedsecure.clip.config import context_shape
 from pfedsecure.console import Address, exit_cleanly, parse_address
 from pfedsecure.errors import ProtectionUnavailable
+from pfedsecure.logs import LogFormat, configure, json_formatter
 from pfedsecure.pki.countersignature import countersign
 from pfedsecure.pki.development import DEVELOPMENT_FOLDER, ensure_development_pki
 from pfedsecure.pki.identity import Identity
@@ -71,6 +73,26 @@ _logger = logging.getLogger("pfed_server")
     metavar="DIR",
     help="Where to look for the configuration of the plan's model first.",
 )
+@click.option(
+    "--metrics",
+    "metrics_at",
+    type=parse_address,
+    is_flag=False,
+    flag_value="127.0.0.1:9470",
+    metavar="[HOST:PORT]",
+    help="Metrics for Prometheus, in plain text: on 127.0.0.1:9470 unless you say where.",
+)
+@click.option(
+    "--dashboard",
+    type=parse_address,
+    is_flag=False,
+    flag_value="127.0.0.1:8471",
+    metavar="[HOST:PORT]",
+    help="A page for your browser, reading only, in plain text: on 127.0.0.1:8471 unless you say where.",
+)
+@click.option(
+    "--log-format", type=click.Choice(["text", "json"]), default="text", help="json: one object a line, for collectors."
+)
 @click.option("--exit-when-finished", is_flag=True, help="End by itself once the members online know the last round.")
 @click.version_option(pfedsecure.__version__)
 @exit_cleanly("pfed-server")
@@ -83,6 +105,9 @@ def main(
     state: Path,
     identity_folder: Path | None,
     backbone_dir: Path | None,
+    metrics_at: Address | None,
+    dashboard: Address | None,
+    log_format: LogFormat,
     exit_when_finished: bool,
 ) -> None:
     """Coordinate a federation: rounds, the pool of experts and the global prompt.
@@ -93,8 +118,10 @@ def main(
         raise click.UsageError("give one of --tls and --insecure")
     if insecure and identity_folder is not None:
         raise click.UsageError("--identity goes with --tls")
-    logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+    configure(log_format)
     plan = Plan.from_toml(plan_file or DEMO_PLAN)
+    if (formatter := json_formatter()) is not None:
+        formatter.federation = plan.name
     if matching is not None:
         plan = plan.with_matching(matching)
     shape = context_shape(plan, backbone_dir)
@@ -111,6 +138,8 @@ def main(
             'for "plain"'
         )
     with closing(SqlStore.open(state, plan)) as store, closing(AuditLog.open(state)) as audit:
+        expires = None if identity is None else identity.subject.not_after
+        metrics = None if metrics_at is None else Metrics(state, None if expires is None else lambda: expires)
         coordinator = Coordinator(
             plan,
             store,
@@ -118,10 +147,20 @@ def main(
             authority=authority,
             sign=None if identity is None else partial(countersign, identity),
             scratch=state / "matching",
-            tell=audit.tell,
+            tell=audit.tell if metrics is None else everybody(audit.tell, metrics.tell),
         )
         _introduce(plan, plan_file, state, insecure)
-        asyncio.run(run(coordinator, listen, identity, exit_when_finished=exit_when_finished))
+        asyncio.run(
+            run(
+                coordinator,
+                listen,
+                identity,
+                exit_when_finished=exit_when_finished,
+                metrics=metrics,
+                metrics_at=metrics_at,
+                dashboard=dashboard,
+            )
+        )
 
 
 def _identity(folder: Path | None) -> Identity:

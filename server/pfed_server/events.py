@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from pfed_server.store import RoundRecord
 from pfedsecure.console import Address, one_line
 from pfedsecure.plan import Plan
 
@@ -98,21 +99,20 @@ def round_opened(
     return Event("round-opened", round=number, details=details)
 
 
-def round_ended(
-    number: int, outcome: str, cohort: int, updates: int, dropouts: Mapping[int, int], culprits: Sequence[str]
-) -> Event:
+def round_ended(record: RoundRecord, dropouts: Mapping[int, int], culprits: Sequence[str]) -> Event:
     """`dropouts`: by step of the aggregation, how many sent no message of it. `culprits` sent wrong shares, harmlessly.
 
-    `outcome`: closed or abandoned.
+    Means of metrics, which `record` may have, are not told.
     """
     details: dict[str, Detail] = {
-        "cohort": cohort,
-        "updates": updates,
+        "cohort": record.cohort,
+        "updates": record.updates,
+        "seconds": float(record.seconds or 0),
         "dropouts": {str(step): count for step, count in sorted(dropouts.items())},
     }
     if culprits:
         details["culprits"] = list(culprits)
-    return Event(f"round-{outcome}", round=number, details=details)
+    return Event(f"round-{record.outcome}", round=record.number, details=details)
 
 
 def expert_reported(reporter: str, author: str, number: int) -> Event:

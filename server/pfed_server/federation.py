@@ -262,9 +262,7 @@ class Federation:
         record = (await asyncio.to_thread(self.store.history)).rounds[-1]
         _logger.info("%s", _summary(record), extra={"round": record.number})
         dropouts = Counter(part.step + 1 for part in ending.parts.values() if part.step < ending.step)
-        await self.tell(
-            events.round_ended(record.number, record.outcome, record.cohort, record.updates, dropouts, closing.culprits)
-        )
+        await self.tell(events.round_ended(record, dropouts, closing.culprits))
         if self._state.rounds_completed >= self.plan.rounds.count:
             _logger.info("finished: %d rounds completed", self._state.rounds_completed)
 

@@ -99,6 +99,7 @@ async def test_a_round_from_start_to_stop(
         "plain",
         "each client's own",
     )
+    assert 0 < closed.pop("seconds") < 30
     assert closed == {"cohort": 3, "updates": 2, "dropouts": {"1": 1}}
     assert "77777" not in (tmp_path / AUDIT_FILE).read_text()
 
