@@ -115,6 +115,7 @@ class Coordinator:
             plan_json=self._plan.to_json(),
             plan_digest=self._plan.digest(),
             federation_id=self._federation.state.federation_id,
+            time=self._federation.clock.now(),
         )
 
     async def join(self, peer: Peer, request: fed.JoinRequest) -> fed.JoinReply:
