@@ -180,6 +180,7 @@ def test_packages_and_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     assert [finding.level for finding in found] == ["wrong", "wrong", "ok"]
     assert found[0].said.endswith("pip install 'click>=999'")
     assert found[2].said.startswith("1 packages")
+    assert [finding.level for finding in machine.packages(asked, needed={"numpy"})] == ["wrong", "ok"]
 
     open_to_all = tmp_path / "open"
     open_to_all.mkdir(mode=0o755)

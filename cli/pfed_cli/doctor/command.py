@@ -51,7 +51,7 @@ def server(state: Path, folder: Path | None, plan_file: Path | None, listen: Add
     running = checks.is_running(state)
     _report(
         {
-            "packages": machine.packages,
+            "packages": machine.server_packages,
             "certificate": partial(certificates, folder or DEVELOPMENT_FOLDER / "server", "server", listen.host),
             "plan": partial(checks.plan, plan_file),
             "disk": partial(machine.disk, state),

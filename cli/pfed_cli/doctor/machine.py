@@ -8,7 +8,7 @@ import secrets
 import shutil
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from importlib import metadata
 from pathlib import Path
 
@@ -21,9 +21,39 @@ DISTRIBUTION = "pfedsecure"
 LITTLE_BYTES, TOO_LITTLE_BYTES = 2 * 2**30, 200 * 2**20
 SLOW_SYNC_SECONDS = 0.5
 
+SERVER_PACKAGES = frozenset(
+    {
+        "alembic",
+        "click",
+        "cryptography",
+        "faiss-cpu",
+        "filelock",
+        "grpcio",
+        "grpcio-health-checking",
+        "numpy",
+        "packaging",
+        "pillow",
+        "prometheus_client",
+        "protobuf",
+        "pydantic",
+        "rich",
+        "sqlalchemy",
+        "tenseal",
+    }
+)
+"""What a server takes, and the commands of whoever runs it; as deploy/server-requirements.txt has it."""
 
-def packages(requirements: list[str] | None = None) -> Iterator[Finding]:
-    """Whether the installed packages are of the versions that pfedsecure asks for; `requirements` in place of its."""
+
+def server_packages() -> Iterator[Finding]:
+    """As `packages`, for a machine that runs a server alone: what only clients take may be missing."""
+    return packages(needed=SERVER_PACKAGES)
+
+
+def packages(requirements: list[str] | None = None, needed: Collection[str] | None = None) -> Iterator[Finding]:
+    """Whether the installed packages are of the versions that pfedsecure asks for; `requirements` in place of its.
+
+    `needed`: the names of those that must be there; None for all.
+    """
     if requirements is None:
         try:
             requirements = metadata.requires(DISTRIBUTION) or []
@@ -38,6 +68,8 @@ def packages(requirements: list[str] | None = None) -> Iterator[Finding]:
         try:
             version = metadata.version(requirement.name)
         except metadata.PackageNotFoundError:
+            if needed is not None and requirement.name not in needed:
+                continue
             yield Finding("packages", "wrong", f"{requirement.name} is not installed: pip install '{requirement}'")
             continue
         if requirement.specifier.contains(version, prereleases=True):
