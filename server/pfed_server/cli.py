@@ -138,8 +138,8 @@ def main(
             'for "plain"'
         )
     with closing(SqlStore.open(state, plan)) as store, closing(AuditLog.open(state)) as audit:
-        expires = None if identity is None else identity.subject.not_after
-        metrics = None if metrics_at is None else Metrics(state, None if expires is None else lambda: expires)
+        folder = None if identity is None else identity.folder
+        metrics = None if metrics_at is None else Metrics(state, folder)
         coordinator = Coordinator(
             plan,
             store,

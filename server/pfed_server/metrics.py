@@ -9,7 +9,6 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from datetime import datetime
 from pathlib import Path
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
@@ -23,6 +22,8 @@ from pfed_server.events import Event
 from pfed_server.federation import Federation
 from pfed_server.rounds import phase
 from pfed_server.status import PHASES
+from pfedsecure.errors import IdentityError
+from pfedsecure.pki.identity import read_certificates
 
 _CALL_SECONDS = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 60, 300)
 _ROUND_SECONDS = (1, 3, 10, 30, 60, 120, 300, 600, 1800, 3600, 7200)
@@ -63,12 +64,12 @@ def snapshot(federation: Federation) -> Snapshot:
 class Metrics:
     """The metrics of one server. `Calls` of the gRPC server, and a listener to events."""
 
-    def __init__(self, state: Path, not_after: Callable[[], datetime] | None) -> None:
-        """`state`: the state directory. `not_after`: when the server's certificate expires; None without TLS."""
+    def __init__(self, state: Path, identity: Path | None) -> None:
+        """`state`: the state directory. `identity`: the folder of the server's certificate; None without TLS."""
         self._registry = registry = CollectorRegistry()
         self._now: Callable[[], Snapshot] | None = None
         self._state = state
-        self._not_after = not_after
+        self._identity = identity
         self._seconds = Histogram(
             "pfed_rpc_seconds",
             "Time that a call took, by method; waiting for news is most of Await's.",
@@ -146,11 +147,8 @@ class Metrics:
         version.add_metric([pfedsecure.__version__], 1)
         yield version
         yield from _storage(self._state)
-        if self._not_after is not None:
-            seconds = self._not_after().timestamp()
-            yield GaugeMetricFamily(
-                "pfed_certificate_not_after_seconds", "When the server's certificate expires.", seconds
-            )
+        if self._identity is not None:
+            yield from _certificate(self._identity)
         if self._now is not None:
             yield from _standing(self._now())
 
@@ -168,6 +166,15 @@ def _standing(now: Snapshot) -> Iterable[Metric]:
     yield GaugeMetricFamily("pfed_members_online", "Those of them that were heard of lately.", now.online)
     yield GaugeMetricFamily("pfed_cohort", "Clients in the open round.", now.cohort)
     yield GaugeMetricFamily("pfed_pooled_experts", "Experts that may be borrowed.", now.pooled)
+
+
+def _certificate(identity: Path) -> Iterable[Metric]:
+    """Of the file: a new one is used from the next connection on."""
+    try:
+        seconds = read_certificates(identity)[0].not_valid_after_utc.timestamp()
+    except IdentityError:
+        return  # the server goes on with the one that it has, and says so
+    yield GaugeMetricFamily("pfed_certificate_not_after_seconds", "End of the server's certificate.", seconds)
 
 
 def _storage(state: Path) -> Iterable[Metric]:

@@ -50,7 +50,7 @@ class Scene:
 @asynccontextmanager
 async def measured(plan: Plan, members: Any, folder: Path) -> AsyncIterator[Scene]:
     store = SqlStore.open(folder, plan)
-    metrics = Metrics(folder, lambda: members.server.subject.not_after)
+    metrics = Metrics(folder, members.server.folder)
     coordinator = Coordinator(plan, store, context_shape=SHAPE, authority=members.server.authority, tell=metrics.tell)
     anywhere = Address("127.0.0.1", 0)
     with watching(coordinator.federation, "mtls", metrics, anywhere, None):
