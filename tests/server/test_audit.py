@@ -167,6 +167,16 @@ def test_the_mark_of_a_crash_does_not_cover_a_changed_line(tmp_path: Path) -> No
         verify(path)
 
 
+def test_what_is_left_of_a_line_cannot_be_changed_once_it_is_marked(tmp_path: Path) -> None:
+    path = written(tmp_path, 3)
+    path.write_bytes(path.read_bytes()[:-30])
+    written(tmp_path, 1)
+    assert verify(path).torn == (3,)
+    path.write_bytes(path.read_bytes().replace(b"client-2", b"client-9"))
+    with pytest.raises(AuditError, match="line 3 cannot be read"):
+        verify(path)
+
+
 def test_what_a_full_disk_kept_out_is_written_later(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     full = True
     write = os.write

@@ -88,3 +88,11 @@ def test_the_server_needs_no_torch() -> None:
     code = "import sys, pfed_server.cli; print({'torch', 'open_clip', 'pfed_client'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"
+
+
+def test_pages_are_on_loopback_unless_somebody_says_where() -> None:
+    assert main.make_context("pfed-server", ["--tls"]).params["metrics_at"] is None
+    given = main.make_context("pfed-server", ["--tls", "--metrics", "--dashboard", "--listen", "0.0.0.0:1"]).params
+    assert (str(given["metrics_at"]), str(given["dashboard"])) == ("127.0.0.1:9470", "127.0.0.1:8471")
+    given = main.make_context("pfed-server", ["--tls", "--metrics", "192.0.2.1:9"]).params
+    assert str(given["metrics_at"]) == "192.0.2.1:9"
