@@ -18,9 +18,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Self
 
-from pfed_server.audit_chain import TORN, encode, head_of, tail_of
+from pfed_server.audit_chain import TORN, Tail, encode, head_of, tail_of
 from pfed_server.events import Event
-from pfedsecure.errors import StateError
+from pfedsecure.errors import AuditError, StateError
 
 AUDIT_FILE = "audit.jsonl"
 
@@ -101,7 +101,7 @@ class AuditLog:
         except OSError as error:
             raise _unusable(path, error) from None
         try:
-            tail = tail_of(path)
+            tail = _tail(path)
             log = cls(path, descriptor, tail.number, tail.head, os.fstat(descriptor).st_size)
             log._mend_end(tail.torn)
             _sync_folder(folder)
@@ -187,6 +187,13 @@ class AuditLog:
             _logger.warning("audit log %s: a crash cut its last line short; %d bytes of it stay", self._path, len(torn))
         elif self._size and os.pread(self._file, 1, self._size - 1) != b"\n":
             self._append(b"\n")
+
+
+def _tail(path: Path) -> Tail:
+    try:
+        return tail_of(path)
+    except AuditError as error:
+        raise AuditError(f"{error}; keep the file, and move it away to have the server start a new one") from None
 
 
 def _unusable(path: Path, error: OSError) -> StateError:
