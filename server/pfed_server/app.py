@@ -6,7 +6,7 @@ import asyncio
 import logging
 import signal
 import socket
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 
 import grpc.aio
@@ -21,6 +21,7 @@ from pfed_server.interceptor import CallInterceptor
 from pfed_server.metrics import Metrics
 from pfed_server.observing import CallObserver, Calls
 from pfed_server.service import add_services, by_certificate, by_claim
+from pfed_server.traces import Traces
 from pfed_server.watching import watching
 from pfedsecure.console import Address
 from pfedsecure.errors import AddressInUse
@@ -44,17 +45,20 @@ async def run(
     metrics: Metrics | None = None,
     metrics_at: Address | None = None,
     dashboard: Address | None = None,
+    traces: Traces | None = None,
 ) -> None:
     """Serve until SIGTERM or SIGINT; with `exit_when_finished` also until the end is known to the members online.
 
-    `metrics` are served at `metrics_at`, the dashboard at `dashboard`, where these are given. Raises as `serving` does.
+    `metrics` are served at `metrics_at`, the dashboard at `dashboard`, where these are given; `traces` get every call.
+    Raises as `serving` does.
     """
     told_to_stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, told_to_stop.set)
     with watching(coordinator.federation, _transport(identity), metrics, metrics_at, dashboard):
-        async with serving(coordinator, address, identity, metrics) as bound:
+        calls = [each for each in (metrics, traces) if each is not None]
+        async with serving(coordinator, address, identity, calls) as bound:
             _logger.info("listening on %s, %s", bound, "plain text" if identity is None else "mutual TLS 1.3")
             ends: set[asyncio.Task[object]] = {asyncio.create_task(told_to_stop.wait())}
             if exit_when_finished:
@@ -73,7 +77,7 @@ def _transport(identity: Identity | None) -> str:
 
 @asynccontextmanager
 async def serving(
-    coordinator: Coordinator, address: Address, identity: Identity | None, calls: Calls | None = None
+    coordinator: Coordinator, address: Address, identity: Identity | None, calls: Sequence[Calls] = ()
 ) -> AsyncIterator[Address]:
     """`coordinator` started and served at `address`, over mutual TLS, or in plain text where there is no identity.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from contextlib import closing
+from contextlib import closing, nullcontext
 from functools import partial
 from pathlib import Path
 
@@ -17,6 +17,7 @@ from pfed_server.coordinator import Coordinator
 from pfed_server.events import everybody
 from pfed_server.metrics import Metrics
 from pfed_server.sql_store import SqlStore
+from pfed_server.traces import exported
 from pfedsecure.aggregation.factory import server_aggregation
 from pfedsecure.clip.config import context_shape
 from pfedsecure.console import Address, exit_cleanly, parse_address
@@ -91,6 +92,9 @@ _logger = logging.getLogger("pfed_server")
     help="A page for your browser, reading only, in plain text: on 127.0.0.1:8471 unless you say where.",
 )
 @click.option(
+    "--traces", metavar="URL", help="OTLP/HTTP collector of OpenTelemetry, such as http://127.0.0.1:4318/v1/traces."
+)
+@click.option(
     "--log-format", type=click.Choice(["text", "json"]), default="text", help="json: one object a line, for collectors."
 )
 @click.option("--exit-when-finished", is_flag=True, help="End by itself once the members online know the last round.")
@@ -107,6 +111,7 @@ def main(
     backbone_dir: Path | None,
     metrics_at: Address | None,
     dashboard: Address | None,
+    traces: str | None,
     log_format: LogFormat,
     exit_when_finished: bool,
 ) -> None:
@@ -137,7 +142,11 @@ def main(
             'the plan asks for protection.experts = "sealed", which takes certificates: use --tls, or a plan that asks '
             'for "plain"'
         )
-    with closing(SqlStore.open(state, plan)) as store, closing(AuditLog.open(state)) as audit:
+    with (
+        nullcontext() if traces is None else exported(traces) as tracing,
+        closing(SqlStore.open(state, plan)) as store,
+        closing(AuditLog.open(state)) as audit,
+    ):
         folder = None if identity is None else identity.folder
         metrics = None if metrics_at is None else Metrics(state, folder)
         coordinator = Coordinator(
@@ -147,7 +156,7 @@ def main(
             authority=authority,
             sign=None if identity is None else partial(countersign, identity),
             scratch=state / "matching",
-            tell=audit.tell if metrics is None else everybody(audit.tell, metrics.tell),
+            tell=everybody(audit.tell, *(each.tell for each in (metrics, tracing) if each is not None)),
         )
         _introduce(plan, plan_file, state, insecure)
         asyncio.run(
@@ -159,6 +168,7 @@ def main(
                 metrics=metrics,
                 metrics_at=metrics_at,
                 dashboard=dashboard,
+                traces=tracing,
             )
         )
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 import urllib.parse
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import aclosing, asynccontextmanager
 from typing import Any, Protocol, TypeAlias
 
@@ -38,7 +38,7 @@ class Calls(Protocol):
 class CallObserver(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
     """Stands before all other interceptors. Changes nothing of a call."""
 
-    def __init__(self, tell: events.Listener, calls: Calls | None = None) -> None:
+    def __init__(self, tell: events.Listener, calls: Sequence[Calls] = ()) -> None:
         self._tell = tell
         self._calls = calls
 
@@ -85,17 +85,17 @@ class CallObserver(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
             code = grpc.StatusCode.CANCELLED
             raise
         finally:
-            if self._calls is not None:
-                seconds = time.monotonic() - began
-                self._calls.ended(method, code.name, seconds, traffic.received, traffic.sent)
+            seconds = time.monotonic() - began
+            for calls in self._calls:
+                calls.ended(method, code.name, seconds, traffic.received, traffic.sent)
 
     async def _judge(self, method: str, context: ServicerContext) -> None:
         metadata: Any = context.trailing_metadata() or ()
         reason = dict(metadata).get(ERROR_KEY, "")
         if reason not in _CLASSES or reason == "ServerUnreachable":  # that one is the server's own fault
             return
-        if self._calls is not None:
-            self._calls.refused(reason)
+        for calls in self._calls:
+            calls.refused(reason)
         name, key = _caller(context)
         details: Any = context.details() or ""
         why = details.decode(errors="replace") if isinstance(details, bytes) else details
