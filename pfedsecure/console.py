@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,6 +11,7 @@ from typing import NamedTuple
 import click
 
 from pfedsecure.errors import PfedError
+from pfedsecure.logs import json_formatter
 
 INTERRUPTED = 130
 """Exit status after Ctrl-C, as shells have it (128 + SIGINT)."""
@@ -20,16 +22,24 @@ def exit_cleanly(program: str) -> Iterator[None]:
     """End the process with one line on standard error and the error's `exit_code` when a PfedError is raised inside.
 
     A decorator for a click callback (below `@click.command()` and the options), or a `with` block. Ctrl-C ends with
-    status 130. Usage errors stay click's own (status 2). Any other exception is a defect and keeps its traceback.
+    status 130. Usage errors stay click's own (status 2). Any other exception is a defect and keeps its traceback. In a
+    process that logs JSON the line is one of its log.
     """
     try:
         yield
     except PfedError as error:
-        click.echo(f"{program}: error: {one_line(str(error))}", err=True)
+        _say(program, f"error: {one_line(str(error))}")
         sys.exit(error.exit_code)
     except (KeyboardInterrupt, click.Abort):  # click's is Ctrl-C, or the end of input, at a question
-        click.echo(f"{program}: interrupted", err=True)
+        _say(program, "interrupted")
         sys.exit(INTERRUPTED)
+
+
+def _say(program: str, line: str) -> None:
+    if json_formatter() is None:
+        click.echo(f"{program}: {line}", err=True)
+    else:
+        logging.getLogger(program).error("%s", line)
 
 
 def one_line(text: str) -> str:

@@ -119,6 +119,12 @@ class StateLocked(PfedError):
     exit_code = 61
 
 
+class AuditError(PfedError):
+    """An audit log does not hold together: lines were changed, moved, added or left out, or it is none."""
+
+    exit_code = 62
+
+
 class ProtectionUnavailable(PfedError):
     """A protection was asked for that this version cannot give. Nothing runs with less than was asked for."""
 

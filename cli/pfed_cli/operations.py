@@ -1,9 +1,11 @@
-"""Asking a server where its federation stands. Imports no torch."""
+"""Asking a server where its federation stands, and for its plan. Imports no torch."""
 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable, Callable
 from pathlib import Path
+from typing import TypeVar
 
 import pfedsecure.wire  # noqa: F401 - before grpc: it settles the TLS versions
 
@@ -19,8 +21,13 @@ from pfedsecure.wire.loopback import require_loopback
 from pfedsecure.wire.options import CHANNEL_OPTIONS, CLAIMED_NAME_KEY, CLAIMED_ROLE_KEY
 from pfedsecure.wire.status import raise_from
 from pfedsecure.wire.tls import channel_credentials
+from pfedsecure.wire.v1 import federation_pb2 as fed
 from pfedsecure.wire.v1 import operations_pb2 as ops
+from pfedsecure.wire.v1.federation_pb2_grpc import FederationStub
 from pfedsecure.wire.v1.operations_pb2_grpc import OperationsStub
+
+T = TypeVar("T")
+Claims = list[tuple[str, str]]
 
 OPERATOR_NAME = "operator"
 CALL_SECONDS = 10.0
@@ -39,27 +46,49 @@ def fetch_status(address: Address, identity: Identity | None) -> ops.GetStatusRe
 
     Raises InsecureTransport, IdentityError or ServerUnreachable, which say what is wrong.
     """
+    return _asked(address, identity, _status)
+
+
+def fetch_plan(address: Address, identity: Identity | None) -> fed.GetPlanReply:
+    """The server's plan and clock, for everybody with a certificate of the federation. Raises as `fetch_status`."""
+    return _asked(address, identity, _plan)
+
+
+def _asked(
+    address: Address, identity: Identity | None, question: Callable[[grpc.aio.Channel, Claims], Awaitable[T]]
+) -> T:
+    """The answer to a question over a connection of its own. Raises as `fetch_status`."""
     if identity is None:
         require_loopback(address.host)
     try:
-        return asyncio.run(_call(address, identity))
+        return asyncio.run(_call(address, identity, question))
     except ServerUnreachable:
         raise explain_connection_failure(*address, identity) from None
 
 
-async def _call(address: Address, identity: Identity | None) -> ops.GetStatusReply:
+async def _call(
+    address: Address, identity: Identity | None, question: Callable[[grpc.aio.Channel, Claims], Awaitable[T]]
+) -> T:
+    claims: Claims = []
     if identity is None:
         channel = grpc.aio.insecure_channel(str(address), options=CHANNEL_OPTIONS)
         claims = [(CLAIMED_NAME_KEY, OPERATOR_NAME), (CLAIMED_ROLE_KEY, "operator")]
     else:
         channel = grpc.aio.secure_channel(str(address), channel_credentials(identity), options=CHANNEL_OPTIONS)
-        claims = []
     async with channel:
-        stub = OperationsStub(channel)  # type: ignore[no-untyped-call]
         try:
-            reply: ops.GetStatusReply = await stub.GetStatus(
-                ops.GetStatusRequest(), timeout=CALL_SECONDS, metadata=claims
-            )
+            return await question(channel, claims)
         except grpc.aio.AioRpcError as error:
             raise_from(error)
-        return reply
+
+
+async def _status(channel: grpc.aio.Channel, claims: Claims) -> ops.GetStatusReply:
+    stub = OperationsStub(channel)  # type: ignore[no-untyped-call]
+    reply: ops.GetStatusReply = await stub.GetStatus(ops.GetStatusRequest(), timeout=CALL_SECONDS, metadata=claims)
+    return reply
+
+
+async def _plan(channel: grpc.aio.Channel, claims: Claims) -> fed.GetPlanReply:
+    stub = FederationStub(channel)  # type: ignore[no-untyped-call]
+    reply: fed.GetPlanReply = await stub.GetPlan(fed.GetPlanRequest(), timeout=CALL_SECONDS, metadata=claims)
+    return reply

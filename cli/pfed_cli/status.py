@@ -3,21 +3,28 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+import time
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
+from typing import NoReturn
 
 import click
 from google.protobuf.message import Message
-from rich.console import Console
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
 from pfed_cli.operations import fetch_status, operator_identity
 from pfedsecure.console import Address, one_line, parse_address
+from pfedsecure.errors import ServerUnreachable
 from pfedsecure.pki.development import DEVELOPMENT_FOLDER
 from pfedsecure.pki.expiry import ExpiryReminder
 from pfedsecure.pki.identity import Identity
 from pfedsecure.wire.v1 import operations_pb2 as ops
+
+NEWEST_ROUNDS = 10
+"""How many rounds --watch shows: what must fit a screen."""
 
 
 @click.command()
@@ -33,13 +40,21 @@ from pfedsecure.wire.v1 import operations_pb2 as ops
 )
 @click.option("--insecure", is_flag=True, help="Plain text, to a server on this machine only.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
-def status(server: Address, folder: Path | None, insecure: bool, as_json: bool) -> None:
+@click.option("--watch", is_flag=True, help="Go on showing it until Ctrl-C, also while the server is away.")
+@click.option(
+    "--interval", type=click.FloatRange(0.2), default=2.0, show_default=True, metavar="SECONDS", help="With --watch."
+)
+def status(server: Address, folder: Path | None, insecure: bool, as_json: bool, watch: bool, interval: float) -> None:
     """Where the federation of a server stands: its round, its members, and which protections are off."""
     if insecure and folder is not None:
         raise click.UsageError("--identity goes with TLS, not with --insecure")
+    if watch and as_json:
+        raise click.UsageError("--watch is for people; ask for --json as often as you need it")
     identity = None
     if not insecure:
         identity = operator_identity() if folder is None else Identity.load(folder, role="operator")
+    if watch:
+        watch_status(lambda: fetch_status(server, identity), Console(), interval)
     reply = fetch_status(server, identity)
     if identity is not None:
         subject = identity.subject
@@ -62,11 +77,40 @@ def as_plain(value: object) -> object:
     return value
 
 
+def watch_status(
+    ask: Callable[[], ops.GetStatusReply],
+    console: Console,
+    interval: float,
+    sleep: Callable[[float], None] = time.sleep,
+) -> NoReturn:
+    """Show what `ask` gives, anew every `interval` seconds, until Ctrl-C. A server that is away is waited for.
+
+    Raises what else `ask` raises: that does not mend by itself.
+    """
+    newest: list[RenderableType] = []
+    with Live(console=console, auto_refresh=False, vertical_overflow="crop") as live:
+        while True:
+            try:
+                newest = shown(ask(), NEWEST_ROUNDS)
+                note = Text(f"as of {time.strftime('%H:%M:%S')}, again every {interval:g} s; Ctrl-C ends", "dim")
+            except ServerUnreachable as error:
+                note = Text(f"{time.strftime('%H:%M:%S')}: {one_line(str(error))}; trying again", "bold red")
+            live.update(Group(*newest, note), refresh=True)
+            sleep(interval)
+
+
 def print_status(reply: ops.GetStatusReply, console: Console) -> None:
     """The reply for people. What a server says is printed as text: it can neither add lines nor steer the terminal."""
+    for part in shown(reply):
+        console.print(part, soft_wrap=isinstance(part, Text))
+
+
+def shown(reply: ops.GetStatusReply, newest_rounds: int | None = None) -> list[RenderableType]:
+    """Lines and tables of a reply, with all rounds or only the newest."""
+    parts: list[RenderableType] = []
 
     def say(line: str) -> None:
-        console.print(Text(one_line(line)), soft_wrap=True)
+        parts.append(Text(one_line(line)))
 
     left = f", step {reply.step}, {reply.seconds_left:.0f} s left" if reply.phase == "round open" else ""
     say(f"federation {reply.federation} ({reply.federation_id[:12]}), plan {reply.plan_digest[:12]}, {reply.transport}")
@@ -75,9 +119,10 @@ def print_status(reply: ops.GetStatusReply, console: Console) -> None:
     for sentence in reply.unprotected:
         say(f"NOT PROTECTED: {sentence}")
     if reply.members:
-        console.print(_members(reply))
+        parts.append(_members(reply))
     if reply.rounds:
-        console.print(_rounds(reply))
+        parts.append(_rounds(reply.rounds[-newest_rounds:] if newest_rounds else reply.rounds))
+    return parts
 
 
 def _members(reply: ops.GetStatusReply) -> Table:
@@ -99,11 +144,11 @@ def _mark(true: bool) -> str:
     return "yes" if true else "–"
 
 
-def _rounds(reply: ops.GetStatusReply) -> Table:
+def _rounds(rounds: Iterable[ops.GetStatusReply.Round]) -> Table:
     table = Table("round", "outcome", "updates", "seconds", "KiB received", "KiB sent", "metrics", title="rounds")
     for number in range(2, 6):
         table.columns[number].justify = "right"
-    for record in reply.rounds:
+    for record in rounds:
         table.add_row(
             str(record.number),
             Text(one_line(record.outcome)),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 import sys
 from pathlib import Path
@@ -14,6 +15,7 @@ from click.core import ParameterSource
 import pfedsecure
 from pfed_client.ledger.place import VARIABLE
 from pfedsecure.console import Address, exit_cleanly, parse_address
+from pfedsecure.logs import LogFormat, configure, json_formatter
 
 _FOLDER = click.Path(file_okay=False, path_type=Path)
 _FILE = click.Path(dir_okay=False, path_type=Path)
@@ -69,6 +71,12 @@ def _checked_epsilon(_ctx: click.Context, _parameter: click.Parameter, epsilon: 
 )
 @click.option("--quiet", is_flag=True, help="No progress, only warnings and errors.")
 @click.option(
+    "--log-format",
+    type=click.Choice(["text", "json"]),
+    default="text",
+    help="json: one object a line on standard error, without accuracy or anything else of the images.",
+)
+@click.option(
     "--dp-epsilon",
     type=float,
     callback=_checked_epsilon,
@@ -119,6 +127,7 @@ def main(
     matching: str | None,
     fetch: Literal["nearest", "all"] | None,
     quiet: bool,
+    log_format: LogFormat,
     dp_epsilon: float | None,
     dp_delta: float | None,
     ledger: Path | None,
@@ -163,8 +172,11 @@ def main(
         ledger=ledger,
         feature_cache_gib=feature_cache_gib,
     )
-    with watcher(quiet=quiet) as watch:
-        status = take_part(options, watch, warn=lambda sentence: click.echo(f"NOT PROTECTED: {sentence}", err=True))
+    as_json = log_format == "json"
+    if as_json:
+        configure("json")
+    with watcher(quiet=quiet, as_json=as_json) as watch:
+        status = take_part(options, watch, warn=_warn)
     sys.exit(status)
 
 
@@ -289,6 +301,13 @@ def export(file: Path, state: Path | None) -> None:
     model, pretrained = client.settings.backbone(client.plan)
     Export(client.plan, classifier.model, model, pretrained, classifier.backbone.text_digest).write(file)
     click.echo(f"{file}: the model of {client.name} as of round {classifier.model.trained_round}")
+
+
+def _warn(sentence: str) -> None:
+    if json_formatter() is None:
+        click.echo(f"NOT PROTECTED: {sentence}", err=True)
+    else:
+        logging.getLogger("pfed_client").warning("NOT PROTECTED: %s", sentence)
 
 
 def _refuse_options_before(ctx: click.Context, command: str) -> None:

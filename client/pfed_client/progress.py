@@ -35,11 +35,15 @@ class Watcher(Observer, Protocol):
 
 
 @contextmanager
-def watcher(*, quiet: bool) -> Iterator[Watcher]:
-    """What fits the standard output of this process: nothing, a bar, or lines."""
+def watcher(*, quiet: bool, as_json: bool = False) -> Iterator[Watcher]:
+    """What fits the standard output of this process: nothing, a bar, or lines; `as_json`: JSON in its log instead."""
     console = Console()
     if quiet:
         yield QuietWatcher()
+    elif as_json:
+        from pfed_client.json_watcher import JsonWatcher
+
+        yield JsonWatcher()
     elif console.is_terminal:
         bar = Progress(
             TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn(), console=console, transient=True
@@ -87,7 +91,7 @@ class LineWatcher(QuietWatcher):
         self._say(f"joined federation {plan.name}: {plan.rounds.count} rounds, {len(plan.class_names)} classes")
 
     def waiting(self, view: fed.FederationView) -> None:
-        if _too_few(view):
+        if too_few(view):
             self._say(f"waiting for clients: {view.clients_online} of {view.clients_needed} are online")
         elif view.phase == fed.FEDERATION_PHASE_ROUND_OPEN and not view.selected:
             self._say(f"round {view.round}: not chosen for this round")
@@ -136,7 +140,7 @@ class BarWatcher(LineWatcher):
         self._bar.update(self._task, description="image features", completed=done, total=total)
 
     def waiting(self, view: fed.FederationView) -> None:
-        if _too_few(view):
+        if too_few(view):
             what = f"waiting for clients: {view.clients_online} of {view.clients_needed} are online"
         elif view.phase == fed.FEDERATION_PHASE_GATHERING:
             what = "waiting for the next round"
@@ -154,5 +158,6 @@ class BarWatcher(LineWatcher):
         self._bar.console.print(line, markup=False, highlight=False)
 
 
-def _too_few(view: fed.FederationView) -> bool:
+def too_few(view: fed.FederationView) -> bool:
+    """Whether no round opens because too few clients are online."""
     return view.phase == fed.FEDERATION_PHASE_GATHERING and view.clients_online < view.clients_needed

@@ -140,5 +140,8 @@ class ServerAggregation(Protocol):
     def max_message_bytes(self, clients: int) -> int:
         """No message of a cohort of `clients` is longer."""
 
+    def wiring(self, clients: int) -> Mapping[str, int]:
+        """How a cohort of `clients` is wired, for people: empty where nothing is shared."""
+
     def round(self, identity: RoundIdentity, stored: Stored) -> ServerAggregationRound:
         """The round whose messages are `stored`."""

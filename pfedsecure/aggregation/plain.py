@@ -6,6 +6,7 @@ the protected ways of aggregating are compared with.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from datetime import datetime
 
 import numpy as np
@@ -65,6 +66,9 @@ class PlainServerAggregation:
 
     def max_message_bytes(self, clients: int) -> int:
         return self._shape[0] * self._shape[1] * np.dtype(np.float32).itemsize + OVERHEAD_BYTES
+
+    def wiring(self, clients: int) -> Mapping[str, int]:
+        return {}
 
     def round(self, identity: RoundIdentity, stored: Stored) -> PlainServerRound:
         return PlainServerRound(self._shape, self._max_norm, self._minimum_cohort, stored)

@@ -31,6 +31,7 @@ from pfedsecure.secagg import (
     result,
 )
 from pfedsecure.secagg.setting import LARGEST_COHORT
+from pfedsecure.secagg.sharing import Sharing
 from pfedsecure.seeds import derive_seed
 from pfedsecure.wire.tensors import bounded
 
@@ -136,6 +137,10 @@ class SecureServerAggregation:
     def max_message_bytes(self, clients: int) -> int:
         values = Encoding.of(self._parameters, LARGEST_COHORT).length
         return values * np.dtype(np.uint64).itemsize + clients * BYTES_PER_CLIENT + OVERHEAD_BYTES
+
+    def wiring(self, clients: int) -> Mapping[str, int]:
+        sharing = Sharing.of(self._parameters, clients)
+        return {"holders": sharing.holders, "threshold": sharing.threshold, "quorum": sharing.quorum}
 
     def round(self, identity: RoundIdentity, stored: Stored) -> SecureServerRound:
         setting = _setting(self._plan, identity, self._parameters)

@@ -6,7 +6,7 @@ import asyncio
 import logging
 import signal
 import socket
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 
 import grpc.aio
@@ -14,13 +14,19 @@ from grpc_health.v1 import health_pb2
 from grpc_health.v1.health import aio as health  # type: ignore[attr-defined]
 from grpc_health.v1.health_pb2_grpc import add_HealthServicer_to_server
 
+import pfedsecure
+from pfed_server import events
 from pfed_server.admission import AdmissionGuard, Limits
 from pfed_server.coordinator import Coordinator
 from pfed_server.expiry import ExpiryGuard
 from pfed_server.guards import Guard, GuardInterceptor
 from pfed_server.interceptor import CallInterceptor
+from pfed_server.metrics import Metrics
+from pfed_server.observing import CallObserver, Calls
 from pfed_server.revocation import RevocationGuard, Revocations
 from pfed_server.service import add_services, by_certificate, by_claim
+from pfed_server.traces import Traces
+from pfed_server.watching import watching
 from pfedsecure.console import Address
 from pfedsecure.errors import AddressInUse
 from pfedsecure.pki.current import CurrentIdentity
@@ -45,26 +51,37 @@ async def run(
     limits: Limits = DEFAULT_LIMITS,
     *,
     exit_when_finished: bool,
+    metrics: Metrics | None = None,
+    metrics_at: Address | None = None,
+    dashboard: Address | None = None,
+    traces: Traces | None = None,
 ) -> None:
     """Serve until SIGTERM or SIGINT; with `exit_when_finished` also until the end is known to the members online.
 
+    `metrics` are served at `metrics_at`, the dashboard at `dashboard`, where these are given; `traces` get every call.
     Raises as `serving` does.
     """
     told_to_stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, told_to_stop.set)
-    async with serving(coordinator, address, identity, revocations, limits) as bound:
-        _logger.info("listening on %s, %s", bound, "plain text" if identity is None else "mutual TLS 1.3")
-        ends: set[asyncio.Task[object]] = {asyncio.create_task(told_to_stop.wait())}
-        if exit_when_finished:
-            ends.add(asyncio.create_task(coordinator.wait_until_end_is_known()))
-        done, pending = await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
-        for end in pending:
-            end.cancel()
-        for end in done:
-            end.result()
-        _logger.info("stopping")
+    with watching(coordinator.federation, _transport(identity), metrics, metrics_at, dashboard):
+        calls = [each for each in (metrics, traces) if each is not None]
+        async with serving(coordinator, address, identity, revocations, limits, calls) as bound:
+            _logger.info("listening on %s, %s", bound, "plain text" if identity is None else "mutual TLS 1.3")
+            ends: set[asyncio.Task[object]] = {asyncio.create_task(told_to_stop.wait())}
+            if exit_when_finished:
+                ends.add(asyncio.create_task(coordinator.wait_until_end_is_known()))
+            done, pending = await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
+            for end in pending:
+                end.cancel()
+            for end in done:
+                end.result()
+            _logger.info("stopping")
+
+
+def _transport(identity: Identity | None) -> str:
+    return "insecure" if identity is None else "mtls"
 
 
 @asynccontextmanager
@@ -74,6 +91,7 @@ async def serving(
     identity: Identity | None,
     revocations: Revocations | None = None,
     limits: Limits = DEFAULT_LIMITS,
+    calls: Sequence[Calls] = (),
 ) -> AsyncIterator[Address]:
     """`coordinator` started and served at `address`, over mutual TLS, or in plain text where there is no identity.
 
@@ -83,26 +101,40 @@ async def serving(
     InsecureTransport for plain text that could leave this machine, IdentityError when the identity cannot be used.
     """
     identify = by_claim if identity is None else by_certificate(identity.authority, revocations)
-    transport = "insecure" if identity is None else "mtls"
+    transport = _transport(identity)
     revocation = None if revocations is None else RevocationGuard(revocations, coordinator.expel)
     guards: list[Guard] = [AdmissionGuard(limits)]
     if revocation is not None:
         guards.append(revocation)
     if identity is not None:
         guards.append(ExpiryGuard(CurrentIdentity(identity)))
-    server = grpc.aio.server(
-        interceptors=(CallInterceptor(identify), GuardInterceptor(identify, guards)), options=SERVER_OPTIONS
+    federation = coordinator.federation
+    interceptors = (
+        CallObserver(federation.tell, calls),  # first: it sees what the others refuse
+        CallInterceptor(identify),
+        GuardInterceptor(identify, guards),
     )
+    server = grpc.aio.server(interceptors=interceptors, options=SERVER_OPTIONS)
     add_services(server, coordinator, identify, transport)
     health_service = health.HealthServicer()
     add_HealthServicer_to_server(health_service, server)
     bound = _bind(server, address, identity)
+    await federation.tell(
+        events.started(
+            federation.plan,
+            federation.state.federation_id,
+            pfedsecure.__version__,
+            transport,
+            bound,
+            len(federation.state.members),
+        )
+    )
     await coordinator.start()
-    watching = None
+    looking = None
     try:
         if revocation is not None:
             await revocation.apply()  # before anybody calls: the list may have grown while this server was down
-            watching = asyncio.create_task(revocation.watch())
+            looking = asyncio.create_task(revocation.watch())
         await server.start()
         await health_service.set("", health_pb2.HealthCheckResponse.SERVING)
         yield bound
@@ -110,10 +142,11 @@ async def serving(
         await health_service.enter_graceful_shutdown()
         coordinator.end_waits()
         await server.stop(SHUTDOWN_SECONDS)
-        if watching is not None:
-            watching.cancel()
-            await asyncio.wait({watching})
+        if looking is not None:
+            looking.cancel()
+            await asyncio.wait({looking})
         await coordinator.stop()
+        await federation.tell(events.stopped())
 
 
 def _bind(server: grpc.aio.Server, address: Address, identity: Identity | None) -> Address:

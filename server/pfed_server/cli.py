@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import sys
-from contextlib import closing
+from contextlib import closing, nullcontext
 from pathlib import Path
 
 import click
@@ -13,14 +12,19 @@ import click
 import pfedsecure
 from pfed_server.admission import Limits
 from pfed_server.app import run
+from pfed_server.audit import AuditLog
 from pfed_server.coordinator import Coordinator
 from pfed_server.countersigning import Sign
+from pfed_server.events import everybody
+from pfed_server.metrics import Metrics
 from pfed_server.revocation import KEPT_FILE, Revocations
 from pfed_server.sql_store import SqlStore
+from pfed_server.traces import exported
 from pfedsecure.aggregation.factory import server_aggregation
 from pfedsecure.clip.config import context_shape
 from pfedsecure.console import Address, exit_cleanly, parse_address
 from pfedsecure.errors import ProtectionUnavailable
+from pfedsecure.logs import LogFormat, configure, json_formatter
 from pfedsecure.pki.countersignature import countersign
 from pfedsecure.pki.current import CurrentIdentity
 from pfedsecure.pki.development import DEVELOPMENT_FOLDER, ensure_development_pki
@@ -96,6 +100,29 @@ _logger = logging.getLogger("pfed_server")
     metavar="DIR",
     help="Where to look for the configuration of the plan's model first.",
 )
+@click.option(
+    "--metrics",
+    "metrics_at",
+    type=parse_address,
+    is_flag=False,
+    flag_value="127.0.0.1:9470",
+    metavar="[HOST:PORT]",
+    help="Metrics for Prometheus, in plain text: on 127.0.0.1:9470 unless you say where.",
+)
+@click.option(
+    "--dashboard",
+    type=parse_address,
+    is_flag=False,
+    flag_value="127.0.0.1:8471",
+    metavar="[HOST:PORT]",
+    help="A page for your browser, reading only, in plain text: on 127.0.0.1:8471 unless you say where.",
+)
+@click.option(
+    "--traces", metavar="URL", help="OTLP/HTTP collector of OpenTelemetry, such as http://127.0.0.1:4318/v1/traces."
+)
+@click.option(
+    "--log-format", type=click.Choice(["text", "json"]), default="text", help="json: one object a line, for collectors."
+)
 @click.option("--exit-when-finished", is_flag=True, help="End by itself once the members online know the last round.")
 @click.version_option(pfedsecure.__version__)
 @exit_cleanly("pfed-server")
@@ -111,6 +138,10 @@ def main(
     calls_a_second: float,
     calls_at_once: int,
     backbone_dir: Path | None,
+    metrics_at: Address | None,
+    dashboard: Address | None,
+    traces: str | None,
+    log_format: LogFormat,
     exit_when_finished: bool,
 ) -> None:
     """Coordinate a federation: rounds, the pool of experts and the global prompt.
@@ -123,8 +154,10 @@ def main(
         raise click.UsageError("--identity goes with --tls")
     if insecure and crl is not None:
         raise click.UsageError("--crl goes with --tls: without it callers have no certificates to revoke")
-    logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+    configure(log_format)
     plan = Plan.from_toml(plan_file or DEMO_PLAN)
+    if (formatter := json_formatter()) is not None:
+        formatter.federation = plan.name
     if matching is not None:
         plan = plan.with_matching(matching)
     shape = context_shape(plan, backbone_dir)
@@ -142,7 +175,13 @@ def main(
             'the plan asks for protection.experts = "sealed", which takes certificates: use --tls, or a plan that asks '
             'for "plain"'
         )
-    with closing(SqlStore.open(state, plan)) as store:
+    with (
+        nullcontext() if traces is None else exported(traces) as tracing,
+        closing(SqlStore.open(state, plan)) as store,
+        closing(AuditLog.open(state)) as audit,
+    ):
+        folder = None if identity is None else identity.folder
+        metrics = None if metrics_at is None else Metrics(state, folder)
         coordinator = Coordinator(
             plan,
             store,
@@ -150,11 +189,24 @@ def main(
             authority=authority,
             sign=None if identity is None else _signing_with(CurrentIdentity(identity)),
             scratch=state / "matching",
+            tell=everybody(audit.tell, *(each.tell for each in (metrics, tracing) if each is not None)),
         )
         revocations = None if authority is None else Revocations(authority, crl, state / KEPT_FILE)
         _introduce(plan, plan_file, state, insecure)
-        limits = Limits(calls_a_second=calls_a_second, calls_at_once=calls_at_once)
-        asyncio.run(run(coordinator, listen, identity, revocations, limits, exit_when_finished=exit_when_finished))
+        asyncio.run(
+            run(
+                coordinator,
+                listen,
+                identity,
+                revocations,
+                Limits(calls_a_second=calls_a_second, calls_at_once=calls_at_once),
+                exit_when_finished=exit_when_finished,
+                metrics=metrics,
+                metrics_at=metrics_at,
+                dashboard=dashboard,
+                traces=tracing,
+            )
+        )
 
 
 def _identity(folder: Path | None) -> Identity:

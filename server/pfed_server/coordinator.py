@@ -23,15 +23,17 @@ from pathlib import Path
 
 from cryptography import x509
 
+from pfed_server import events
 from pfed_server.aggregating import Aggregating
 from pfed_server.clock import Clock, SystemClock
 from pfed_server.countersigning import Countersigning, Sign
 from pfed_server.federation import Federation
 from pfed_server.lending import Lending
 from pfed_server.membership import check_instance_id, check_key, check_may_have_name, member_of, revoked_members
-from pfed_server.rounds import clients_needed, part_of, phase
+from pfed_server.rounds import part_of, phase
 from pfed_server.status import status_reply
 from pfed_server.store import Member, Store
+from pfed_server.view import view_of
 from pfedsecure.aggregation.factory import server_aggregation
 from pfedsecure.console import one_line
 from pfedsecure.errors import MessageRejected, NameTaken, NotAMember, PlanMismatch
@@ -53,7 +55,7 @@ class Coordinator:
 
     `authority` certifies the clients; `sign` signs the heads of their privacy ledgers, which are only remembered
     without it. `executor` runs what takes long of matching, by default processes of its own; `scratch` is a folder that
-    matching may empty and fill, by default a temporary one.
+    matching may empty and fill, by default a temporary one. `tell` hears of all that happens.
     Raises ProtectionUnavailable when the plan asks for what cannot be had without.
     """
 
@@ -68,16 +70,22 @@ class Coordinator:
         clock: Clock | None = None,
         executor: Executor | None = None,
         scratch: Path | None = None,
+        tell: events.Listener = events.nobody,
     ) -> None:
         self._plan = plan
         self._store = store
         self._authority = authority
         aggregation = server_aggregation(plan, context_shape, authority)
-        self._federation = Federation(plan, store, aggregation, clock or SystemClock())
+        self._federation = Federation(plan, store, aggregation, clock or SystemClock(), tell)
         self._aggregating = Aggregating(self._federation)
         self._lending = Lending(self._federation, context_shape, executor, scratch)
         self._countersigning = Countersigning(self._federation, sign)
         self._know_the_end: set[str] = set()
+
+    @property
+    def federation(self) -> Federation:
+        """For those who watch it; they change nothing."""
+        return self._federation
 
     async def start(self) -> None:
         await self._lending.start()
@@ -113,6 +121,7 @@ class Coordinator:
             plan_json=self._plan.to_json(),
             plan_digest=self._plan.digest(),
             federation_id=self._federation.state.federation_id,
+            time=self._federation.clock.now(),
         )
 
     async def join(self, peer: Peer, request: fed.JoinRequest) -> fed.JoinReply:
@@ -131,7 +140,7 @@ class Coordinator:
         pseudonym = self._pseudonym(peer, Claim(request.author_certificate, request.author_signature))
         await self._federation.exclusively(partial(self._join, peer, request.instance_id, pseudonym))
         version = one_line(request.software_version[:MAX_VERSION_CHARS]) or "unknown"
-        _logger.info("%s joined, version %s", peer.name, version)
+        _logger.info("%s joined, version %s", peer.name, version, extra={"peer": peer.name})
         return fed.JoinReply(federation_id=self._federation.state.federation_id, name=peer.name)
 
     async def await_view(self, peer: Peer, request: fed.AwaitRequest) -> fed.FederationView:
@@ -141,7 +150,10 @@ class Coordinator:
             raise MessageRejected(f"wait_seconds {request.wait_seconds} is not a number of seconds")
         longest = min(LONGEST_WAIT_SECONDS, self._federation.liveness.timeout / 2)
         await self._federation.newer_than(request.seen_version, min(max(request.wait_seconds, 0.0), longest))
-        return self._view(self._current(peer, request.instance_id))
+        view = view_of(self._federation, self._current(peer, request.instance_id))
+        if view.phase == fed.FEDERATION_PHASE_FINISHED:
+            self._know_the_end.add(peer.name)
+        return view
 
     async def heartbeat(self, peer: Peer, request: fed.HeartbeatRequest) -> fed.HeartbeatReply:
         member = self._member(peer, request.instance_id)
@@ -199,7 +211,7 @@ class Coordinator:
 
     async def report_matching(self, peer: Peer, request: rnd.ReportMatchingRequest) -> rnd.ReportMatchingReply:
         """Raises MessageRejected for a round that is not the caller's open one."""
-        return self._lending.report_matching(self._member(peer), request)
+        return await self._lending.report_matching(self._member(peer), request)
 
     def expect_publication(self, peer: Peer, round_number: int) -> Member:
         """The member whose publication may come: asked before any of the data is taken.
@@ -304,6 +316,7 @@ class Coordinator:
         federation.heard(peer.name)
         if member != known:
             await federation.change(partial(self._store.save_member, member))
+            await federation.tell(events.joined(member.name, member.fingerprint))
 
     async def _leave(self, peer: Peer, instance_id: str) -> None:
         known = self._federation.state.members.get(peer.name)
@@ -316,7 +329,9 @@ class Coordinator:
         _logger.warning(
             "%s left; it keeps the clients' secret: have the authority make a new one, `pfed pki rotate --without %s`",
             *(member.name, member.name),
+            extra={"peer": member.name},
         )
+        await self._federation.tell(events.left(member.name))
 
     async def _expel(self, serials: Collection[int]) -> None:
         names = revoked_members(self._federation.state, serials)
@@ -324,28 +339,5 @@ class Coordinator:
             await self._federation.change(partial(self._store.expel, names))
         for name in names:
             self._federation.forget(name)
-            _logger.warning("%s is a member no longer, its certificate was revoked", name)
-
-    def _view(self, member: Member) -> fed.FederationView:
-        federation, state = self._federation, self._federation.state
-        view = fed.FederationView(
-            version=state.version,
-            phase=phase(self._plan, state),
-            round=state.last_round,
-            rounds_completed=state.rounds_completed,
-            rounds_planned=self._plan.rounds.count,
-            seconds_left=federation.seconds_left(),
-            clients_online=federation.clients_online,
-            clients_needed=clients_needed(self._plan, state),
-        )
-        part = None if state.open_round is None else state.open_round.parts.get(member.name)
-        if part is not None and state.open_round is not None:
-            view.selected = True
-            view.step = state.open_round.step
-            view.step_received = part.step
-            view.expert_received = part.publication_digest is not None
-        if (pooled := state.pooled.get(member.name)) is not None:
-            view.expert_epoch = pooled.epoch
-        if view.phase == fed.FEDERATION_PHASE_FINISHED:
-            self._know_the_end.add(member.name)
-        return view
+            _logger.warning("%s is a member no longer, its certificate was revoked", name, extra={"peer": name})
+            await self._federation.tell(events.removed(name))

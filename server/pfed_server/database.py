@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import os
 import secrets
 import sqlite3
 from contextlib import closing
@@ -11,13 +12,14 @@ from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
-from sqlalchemy import Connection, Engine, create_engine, event, insert, inspect, select
+from sqlalchemy import Connection, Engine, create_engine, event, insert, select, update
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from sqlalchemy.pool import QueuePool
 
-from pfed_server.schema import SCHEMA_VERSION, Base, MetaRow
+from pfed_server import migrations
+from pfed_server.schema import Base, MetaRow
 from pfedsecure.console import one_line
-from pfedsecure.errors import StateError, StateLocked
+from pfedsecure.errors import PlanError, StateError, StateLocked
 from pfedsecure.plan import Plan
 
 DATABASE_FILE = "federation.sqlite"
@@ -53,16 +55,26 @@ class StateFolder:
         self._lock.release()
 
     def open_database(self, plan: Plan) -> Engine:
-        """The database for `plan`, made when there is none yet. Raises StateError; nothing has been changed then."""
+        """The database for `plan`, made when there is none yet, brought to the newest schema when it has an older one.
+
+        Raises StateError; the database is as it was then. A copy of an older one stays beside it.
+        """
         engine = _engine(f"sqlite:///{self._database}")
         try:
             if (damage := self._pragma("quick_check(1)")) != "ok":
                 raise self._corrupted(damage)
             with engine.begin() as connection:
-                if inspect(connection).get_table_names():
-                    self._check(connection, plan)
-                else:
+                found = migrations.current(connection)
+                if found is None:
                     _create(connection, plan)
+                else:
+                    self._check(connection, plan, found)
+            if found not in (None, migrations.newest()):
+                self._upgrade(engine, found)
+            with engine.begin() as connection:
+                # A version that adds to what plans can say writes the same plan in more words.
+                said = MetaRow.plan_json != plan.to_json()
+                connection.execute(update(MetaRow).where(said).values(plan_json=plan.to_json()))
             self._pragma("journal_mode=WAL")
         except BaseException as error:
             engine.dispose()
@@ -75,20 +87,45 @@ class StateFolder:
         with closing(sqlite3.connect(self._database)) as connection:
             return str(connection.execute(f"PRAGMA {pragma}").fetchone()[0])
 
-    def _check(self, connection: Connection, plan: Plan) -> None:
-        version = connection.execute(select(MetaRow.schema_version)).scalar_one()
-        if version != SCHEMA_VERSION:
+    def _check(self, connection: Connection, plan: Plan, schema: str) -> None:
+        if schema not in migrations.known():
             raise StateError(
-                f"{self._database}: has schema version {version}, this pfed-server knows {SCHEMA_VERSION}; "
-                "start the version of pfedsecure that wrote it, or give another --state"
+                f"{self._database}: has schema {one_line(schema)}, this pfed-server knows {migrations.BASELINE} to "
+                f"{migrations.newest()}; start the version of pfedsecure that wrote it, or give another --state"
             )
         plan_json = connection.execute(select(MetaRow.plan_json)).scalar_one()
-        if plan_json != plan.to_json():
+        if not _same_plan(plan_json, plan):
             digest = hashlib.sha256(plan_json.encode()).hexdigest()
             raise StateError(
                 f"{self._database}: belongs to a federation with another plan (digest {digest[:12]}, now "
                 f"{plan.digest()[:12]}); start it with that plan, or give another --state"
             )
+
+    def _upgrade(self, engine: Engine, schema: str) -> None:
+        """Bring the database from `schema` to the newest one, after a copy of it is on disk."""
+        copy = self._database.with_name(f"{DATABASE_FILE}.schema-{schema}")
+        try:
+            self._copy(copy)
+        except OSError as error:
+            raise StateError(
+                f"{copy}: the database cannot be copied before its upgrade ({error.strerror}); make room for it, or "
+                "check the permissions of the folder"
+            ) from None
+        with engine.begin() as connection:
+            migrations.upgrade(connection)
+        _logger.info("%s: brought from schema %s to %s", self._database, schema, migrations.newest())
+        _logger.info("%s is a copy of it as it was; remove it when you need it no longer", copy)
+
+    def _copy(self, target: Path) -> None:
+        """A whole copy on disk, or none. Raises OSError, sqlite3.Error."""
+        beside = target.with_name(f"{target.name}.part")
+        beside.unlink(missing_ok=True)
+        beside.touch(mode=0o600)
+        with closing(sqlite3.connect(self._database)) as source, closing(sqlite3.connect(beside)) as copy:
+            source.backup(copy)
+        _sync(beside)
+        beside.replace(target)
+        _sync(target.parent)
 
     def _explained(self, error: sqlite3.Error | SQLAlchemyError) -> StateError:
         cause = error.orig if isinstance(error, DBAPIError) else error
@@ -149,11 +186,22 @@ def _begin(connection: Connection) -> None:
 def _create(connection: Connection, plan: Plan) -> None:
     Base.metadata.create_all(connection)
     connection.execute(
-        insert(MetaRow).values(
-            id=1,
-            schema_version=SCHEMA_VERSION,
-            federation_id=secrets.token_hex(16),
-            plan_json=plan.to_json(),
-            version=1,
-        )
+        insert(MetaRow).values(id=1, federation_id=secrets.token_hex(16), plan_json=plan.to_json(), version=1)
     )
+    migrations.mark_newest(connection)
+
+
+def _same_plan(plan_json: str, plan: Plan) -> bool:
+    """Whether what is stored says the same as `plan`; what it does not say has its default."""
+    try:
+        return Plan.from_json(plan_json) == plan
+    except PlanError:
+        return False
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

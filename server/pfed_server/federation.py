@@ -10,10 +10,12 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import logging
+from collections import Counter
 from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import TypeVar
 
+from pfed_server import events
 from pfed_server.clock import Clock
 from pfed_server.liveness import Liveness
 from pfed_server.messages import StepMessages
@@ -34,10 +36,21 @@ _logger = logging.getLogger(__name__)
 
 
 class Federation:
-    """One federation on one store. Between `start` and `stop` it makes its transitions by itself."""
+    """One federation on one store. Between `start` and `stop` it makes its transitions by itself.
 
-    def __init__(self, plan: Plan, store: Store, aggregation: ServerAggregation, clock: Clock) -> None:
+    `tell` hears of all that happens.
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        store: Store,
+        aggregation: ServerAggregation,
+        clock: Clock,
+        tell: events.Listener = events.nobody,
+    ) -> None:
         self.plan = plan
+        self.tell = tell
         self.clock = clock
         self.liveness = Liveness(clock, plan.rounds.heartbeat_seconds)
         self.store = store
@@ -183,7 +196,12 @@ class Federation:
         self._traffic.clear()
         await self.change(partial(self.store.open_round, number, opened_at, opened_at + seconds, cohort))
         names = ", ".join(cohort[:SHOWN_NAMES]) + (", ..." if len(cohort) > SHOWN_NAMES else "")
-        _logger.info("round %d opened: %d clients (%s) have %g s", number, len(cohort), names, seconds)
+        _logger.info(
+            "round %d opened: %d clients (%s) have %g s", number, len(cohort), names, seconds, extra={"round": number}
+        )
+        epochs = sorted({pooled.epoch for pooled in self._state.pooled.values()} - {0})
+        wiring = await asyncio.to_thread(self.aggregation.wiring, len(cohort))
+        await self.tell(events.round_opened(self.plan, number, len(cohort), epochs, wiring, seconds))
 
     def aggregation_round(self, open_round: OpenRound) -> ServerAggregationRound:
         """The aggregation of the open round as it is now. Reads the store: only inside `exclusively`, in a thread."""
@@ -210,7 +228,8 @@ class Federation:
             return self._closing(ending)
         except MessageRejected as refused:
             # Also what only `check` should raise: no member may stop the federation, and the messages stay the same.
-            _logger.warning("round %d is lost: %s", ending.number, one_line(str(refused)))
+            said = one_line(str(refused))
+            _logger.warning("round %d is lost: %s", ending.number, said, extra={"round": ending.number})
             return Closing()
 
     def _closing(self, ending: OpenRound) -> Closing | None:
@@ -224,22 +243,26 @@ class Federation:
                 len(ending.parts),
                 ending.step,
                 self.aggregation.steps,
+                extra={"round": ending.number},
             )
             return Closing()
         if ending.step < self.aggregation.steps:
             return None
         aggregate = aggregation.result()
         if aggregate.culprits:
-            _logger.warning("round %d: wrong shares from %s", ending.number, ", ".join(aggregate.culprits))
+            names = ", ".join(aggregate.culprits)
+            _logger.warning("round %d: wrong shares from %s", ending.number, names, extra={"round": ending.number})
         prompt = to_tensor(aggregate.context).SerializeToString(deterministic=True)
-        return Closing(prompt, aggregate.metrics)
+        return Closing(prompt, aggregate.metrics, aggregate.culprits)
 
     async def _close_round(self, ending: OpenRound, closing: Closing) -> None:
         traffic = dict(self._traffic)
         await self.change(partial(self.store.close_round, ending.number, self.clock.now(), closing, traffic))
         self._traffic.clear()
-        history = await asyncio.to_thread(self.store.history)
-        _logger.info("%s", _summary(history.rounds[-1]))
+        record = (await asyncio.to_thread(self.store.history)).rounds[-1]
+        _logger.info("%s", _summary(record), extra={"round": record.number})
+        dropouts = Counter(part.step + 1 for part in ending.parts.values() if part.step < ending.step)
+        await self.tell(events.round_ended(record, dropouts, closing.culprits))
         if self._state.rounds_completed >= self.plan.rounds.count:
             _logger.info("finished: %d rounds completed", self._state.rounds_completed)
 

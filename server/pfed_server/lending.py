@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
+from pfed_server import events
 from pfed_server.federation import Federation
 from pfed_server.publication import read_publication
 from pfed_server.rounds import part_of
@@ -83,7 +84,8 @@ class Lending:
                 await self._in_thread(partial(self._matching.install, epoch, setup))
                 await self._federation.exclusively(partial(self._save_setup, member.name, epoch, setup))
                 self._index = None  # for the experts of this epoch, which it leaves out
-                _logger.info("%s set up matching for epoch %d", member.name, epoch)
+                _logger.info("%s set up matching for epoch %d", member.name, epoch, extra={"peer": member.name})
+                await self._federation.tell(events.matching_set_up(member.name, epoch))
                 self._set_up.set()
                 self._set_up = asyncio.Event()
         return rnd.Receipt(sha256=hashlib.sha256(setup).digest())
@@ -124,16 +126,21 @@ class Lending:
             raise MessageRejected(f"expert {request.expert_id[:40]!r} is not another member's")
         note = partial(self._federation.store.record_report, member.name, request.expert_id)
         if await self._federation.exclusively(partial(asyncio.to_thread, note)):
-            _logger.warning("%s cannot use the expert of %s, fetched in round %d", member.name, author, request.round)
+            where = {"peer": member.name, "round": request.round}
+            said = "%s cannot use the expert of %s, fetched in round %d"
+            _logger.warning(said, member.name, author, request.round, extra=where)
+            await self._federation.tell(events.expert_reported(member.name, author, request.round))
         return rnd.ReportExpertReply()
 
-    def report_matching(self, member: Member, request: rnd.ReportMatchingRequest) -> rnd.ReportMatchingReply:
+    async def report_matching(self, member: Member, request: rnd.ReportMatchingRequest) -> rnd.ReportMatchingReply:
         """Note that the answer to `member` was wrong about itself. Raises MessageRejected."""
         part_of(self._federation.state, member.name, request.round)
         if self._index is None or self._index[0] != request.round:
             raise MessageRejected(f"{member.name} has had no answer in round {request.round}")
         self._index[1].complain(member.name)
-        _logger.warning("%s got a wrong distance to itself in round %d", member.name, request.round)
+        where = {"peer": member.name, "round": request.round}
+        _logger.warning("%s got a wrong distance to itself in round %d", member.name, request.round, extra=where)
+        await self._federation.tell(events.matching_reported(member.name, request.round))
         return rnd.ReportMatchingReply()
 
     def expect(self, member: Member, round_number: int) -> None:
@@ -200,7 +207,13 @@ class Lending:
         self._asked_to_set_up.pop(epoch, None)
         await self._federation.change(partial(self._federation.store.distrust_setup, epoch))
         names = sorted(name for number, name in self._federation.state.distrusted_setups if number == epoch)
-        _logger.warning("matching of epoch %d came out wrong for everybody with the keys of %s", epoch, names[-1])
+        _logger.warning(
+            "matching of epoch %d came out wrong for everybody with the keys of %s",
+            epoch,
+            names[-1],
+            extra={"peer": names[-1]},
+        )
+        await self._federation.tell(events.matching_distrusted(names[-1], epoch))
 
     async def _save_setup(self, name: str, epoch: int, setup: bytes) -> None:
         state = self._federation.state
@@ -239,7 +252,7 @@ class Lending:
         if content.epoch > pooled.epoch:
             replace = self._federation.store.replace_expert
             await self._federation.change(partial(replace, round_number, name, content))
-            _logger.info("%s sealed its expert again, epoch %d", name, content.epoch)
+            _logger.info("%s sealed its expert again, epoch %d", name, content.epoch, extra={"peer": name})
         elif content.digest != pooled.digest:
             raise MessageRejected(f"round {round_number} is closed; ask where the federation stands")
 

@@ -1,4 +1,4 @@
-"""The tables. Times are seconds since the epoch, UTC."""
+"""The tables, as `migrations` has them at its newest. Times are seconds since the epoch, UTC."""
 
 from __future__ import annotations
 
@@ -7,9 +7,6 @@ from typing import Any, ClassVar
 from sqlalchemy import BLOB, JSON, CheckConstraint, ForeignKey, Index, text
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 from sqlalchemy.types import TypeEngine
-
-SCHEMA_VERSION = 5
-"""Grows with every change of the tables; a database of a newer version is refused."""
 
 
 class Base(DeclarativeBase):
@@ -23,7 +20,6 @@ class MetaRow(Base):
     __table_args__ = (CheckConstraint("id = 1"),)
 
     id: Mapped[int] = mapped_column(primary_key=True, default=1)
-    schema_version: Mapped[int]
     federation_id: Mapped[str]
     plan_json: Mapped[str]
     version: Mapped[int]
@@ -37,8 +33,8 @@ class MemberRow(Base):
     instance_id: Mapped[str]
     expert_id: Mapped[str] = mapped_column(unique=True)
     taking_part: Mapped[bool]
-    serial: Mapped[str]
-    not_after: Mapped[float]
+    serial: Mapped[str] = mapped_column(server_default="")
+    not_after: Mapped[float] = mapped_column(server_default=text("0"))
 
 
 class LedgerRow(Base):

@@ -8,7 +8,7 @@ from pfed_server.store import History, Part
 from pfedsecure.wire.v1 import federation_pb2 as fed
 from pfedsecure.wire.v1 import operations_pb2 as ops
 
-_PHASES: dict[fed.FederationPhase.ValueType, str] = {
+PHASES: dict[fed.FederationPhase.ValueType, str] = {
     fed.FEDERATION_PHASE_GATHERING: "gathering",
     fed.FEDERATION_PHASE_ROUND_OPEN: "round open",
     fed.FEDERATION_PHASE_FINISHED: "finished",
@@ -22,7 +22,7 @@ def status_reply(federation: Federation, history: History) -> ops.GetStatusReply
         federation=plan.name,
         federation_id=state.federation_id,
         plan_digest=plan.digest(),
-        phase=_PHASES[phase(plan, state)],
+        phase=PHASES[phase(plan, state)],
         round=state.last_round,
         rounds_completed=state.rounds_completed,
         rounds_planned=plan.rounds.count,

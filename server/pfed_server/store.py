@@ -105,10 +105,11 @@ class LedgerRecord:
 
 @dataclass(frozen=True)
 class Closing:
-    """How a round ends: with a global prompt, or abandoned, without."""
+    """How a round ends: with a global prompt, or abandoned, without. `culprits` are not stored."""
 
     global_prompt: bytes | None = None
     metrics: Mapping[str, float] | None = None
+    culprits: Sequence[str] = ()
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from rich.console import Console
 
 from pfed_cli.in_process import InProcessApi
 from pfed_cli.operations import fetch_status, operator_identity
-from pfed_cli.status import print_status, status
+from pfed_cli.status import print_status, status, watch_status
 from pfed_server.app import serving
 from pfed_server.coordinator import Coordinator
 from pfed_server.sql_store import SqlStore
@@ -188,3 +188,46 @@ def test_rounds_are_listed_and_a_server_cannot_steer_the_terminal() -> None:
         ["1", "closed", "4 of 5", "3.2", "2.0", "0.5", "test_accuracy 0.500"],
         ["2", "open", "0 of 5", "–", "0.0", "0.0", "–"],
     ]
+
+
+def test_watching_goes_on_while_the_server_is_away_and_ends_with_what_does_not_mend() -> None:
+    replies = [
+        ops.GetStatusReply(federation="trial", phase="gathering", round=1),
+        ServerUnreachable("nothing listens there"),
+        ops.GetStatusReply(federation="trial", phase="round open", round=20),
+        IdentityError("the certificate has expired"),
+    ]
+    for number in range(1, 21):
+        replies[2].rounds.add(number=number, outcome="closed", seconds=1.0)
+    screens, pauses = [], []
+    output = io.StringIO()
+
+    def ask() -> ops.GetStatusReply:
+        reply = replies.pop(0)
+        if isinstance(reply, PfedError):
+            raise reply
+        return reply
+
+    def sleep(seconds: float) -> None:
+        pauses.append(seconds)
+        screens.append(output.getvalue())
+        output.truncate(0)
+        output.seek(0)
+
+    console = Console(file=output, width=100, height=60, force_terminal=True, color_system=None)
+    with pytest.raises(IdentityError):
+        watch_status(ask, console, 3.0, sleep)
+    assert pauses == [3.0] * 3
+    assert "gathering: round 1" in screens[0]
+    assert "again every 3 s; Ctrl-C ends" in screens[0]
+    assert "gathering: round 1" in screens[1]  # the newest that is known stays
+    assert "nothing listens there; trying again" in screens[1]
+    assert "round open: round 20" in screens[2]
+    numbers = [line.split("│")[1].strip() for line in screens[2].splitlines() if line.startswith("│")]
+    assert numbers == [str(number) for number in range(11, 21)]
+
+
+def test_watch_and_json_exclude_each_other() -> None:
+    result = CliRunner().invoke(status, ["--watch", "--json"])
+    assert result.exit_code == 2
+    assert "--watch is for people" in result.output

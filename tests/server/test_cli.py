@@ -102,3 +102,11 @@ def test_without_a_good_revocation_list_no_state_is_made(
     assert message in result.stderr
     assert file in result.stderr
     assert not (tmp_path / "state").exists()
+
+
+def test_pages_are_on_loopback_unless_somebody_says_where() -> None:
+    assert main.make_context("pfed-server", ["--tls"]).params["metrics_at"] is None
+    given = main.make_context("pfed-server", ["--tls", "--metrics", "--dashboard", "--listen", "0.0.0.0:1"]).params
+    assert (str(given["metrics_at"]), str(given["dashboard"])) == ("127.0.0.1:9470", "127.0.0.1:8471")
+    given = main.make_context("pfed-server", ["--tls", "--metrics", "192.0.2.1:9"]).params
+    assert str(given["metrics_at"]) == "192.0.2.1:9"

@@ -6,6 +6,7 @@ import asyncio
 import re
 import signal
 import sys
+import urllib.request
 from asyncio.subprocess import PIPE, Process
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -16,6 +17,8 @@ import numpy as np
 import pytest
 from grpc_health.v1 import health_pb2
 
+from pfed_server.audit import AUDIT_FILE
+from pfed_server.audit_chain import verify
 from pfedsecure.console import Address
 from pfedsecure.errors import AddressInUse, StateLocked
 from pfedsecure.plan import Plan
@@ -73,7 +76,10 @@ async def test_a_signal_ends_it_in_order(tmp_path: Path, members: Any, connect: 
             process.send_signal(number)
             _, log = await process.communicate()
         assert process.returncode == 0
-        assert log.decode().strip().endswith("stopping")
+        stopping, head = log.decode().splitlines()[-2:]
+        assert stopping.endswith("stopping")
+        written = verify(tmp_path / "state" / AUDIT_FILE)
+        assert head.endswith(f"audit log state/audit.jsonl: 2 lines, head {written.head}")
 
 
 async def test_what_is_taken_is_told_in_one_line(tmp_path: Path, members: Any) -> None:
@@ -145,3 +151,29 @@ async def test_killed_in_the_middle_of_rounds_it_finishes_with_the_right_prompt(
     prompt = from_tensor(Tensor.FromString(payload.data), (2, 3), "prompt")
     oracle = np.average(contexts[1].astype(np.float64), axis=0, weights=weights)
     np.testing.assert_allclose(prompt, oracle, rtol=1e-6)
+
+
+async def test_pages_are_served_beside_the_calls_and_end_with_them(
+    tmp_path: Path, members: Any, unused_tcp_port_factory: Any
+) -> None:
+    metrics, dashboard = (Address("127.0.0.1", unused_tcp_port_factory()) for _ in range(2))
+
+    def fetch(url: str) -> str:
+        with urllib.request.urlopen(url, timeout=10) as reply:
+            return str(reply.read().decode())
+
+    async with asyncio.timeout(60):
+        options = ("--metrics", str(metrics), "--dashboard", str(dashboard))
+        async with started(tmp_path, members, *options) as process:
+            await listening(process)
+            assert "pfed_rounds_planned 2.0" in await asyncio.to_thread(fetch, f"http://{metrics}/metrics")
+            assert '"federation": "processes"' in await asyncio.to_thread(fetch, f"http://{dashboard}/status.json")
+            process.send_signal(signal.SIGTERM)
+            _, log = await process.communicate()
+        assert process.returncode == 0
+        assert "Traceback" not in log.decode()
+        async with started(tmp_path, members, "--metrics", str(dashboard), "--dashboard", str(dashboard)) as process:
+            _, log = await process.communicate()
+        assert process.returncode == AddressInUse.exit_code
+        said = f"error: cannot listen on {dashboard}: Address already in use; give another --dashboard HOST:PORT"
+        assert log.decode().splitlines()[-1] == f"pfed-server: {said}"

@@ -14,7 +14,7 @@ import pytest
 from sqlalchemy.exc import IntegrityError, NoResultFound
 
 from pfed_server.database import DATABASE_FILE
-from pfed_server.schema import SCHEMA_VERSION
+from pfed_server.migrations import newest
 from pfed_server.sql_store import SqlStore
 from pfed_server.store import Closing, Member, Part, Traffic
 from pfedsecure.errors import StateError, StateLocked
@@ -130,9 +130,9 @@ def test_a_damaged_database_is_refused(make_plan: MakePlan, tmp_path: Path, wher
 
 def test_a_newer_schema_is_refused(make_plan: MakePlan, tmp_path: Path) -> None:
     with closing(sqlite3.connect(filled(tmp_path, make_plan()))) as connection, connection:
-        connection.execute("UPDATE meta SET schema_version = ?", [SCHEMA_VERSION + 1])
+        connection.execute("UPDATE alembic_version SET version_num = '99'")
     message = refused(tmp_path, make_plan())
-    assert f"has schema version {SCHEMA_VERSION + 1}, this pfed-server knows {SCHEMA_VERSION}" in message
+    assert f"has schema 99, this pfed-server knows 4 to {newest()}; start the version of pfedsecure that" in message
 
 
 def test_another_plan_is_refused_with_both_digests(make_plan: MakePlan, tmp_path: Path) -> None:

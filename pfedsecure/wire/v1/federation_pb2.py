@@ -24,39 +24,39 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1epfedsecure/v1/federation.proto\x12\rpfedsecure.v1\"\x10\n\x0eGetPlanRequest\"M\n\x0cGetPlanReply\x12\x11\n\tplan_json\x18\x01 \x01(\t\x12\x13\n\x0bplan_digest\x18\x02 \x01(\t\x12\x15\n\rfederation_id\x18\x03 \x01(\t\"\x87\x01\n\x0bJoinRequest\x12\x13\n\x0bplan_digest\x18\x01 \x01(\t\x12\x13\n\x0binstance_id\x18\x02 \x01(\t\x12\x18\n\x10software_version\x18\x03 \x01(\t\x12\x1a\n\x12\x61uthor_certificate\x18\x04 \x01(\x0c\x12\x18\n\x10\x61uthor_signature\x18\x05 \x01(\x0c\"0\n\tJoinReply\x12\x15\n\rfederation_id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\"O\n\x0c\x41waitRequest\x12\x13\n\x0binstance_id\x18\x01 \x01(\t\x12\x14\n\x0cseen_version\x18\x02 \x01(\x04\x12\x14\n\x0cwait_seconds\x18\x03 \x01(\x01\"\xbd\x02\n\x0e\x46\x65\x64\x65rationView\x12\x0f\n\x07version\x18\x01 \x01(\x04\x12-\n\x05phase\x18\x02 \x01(\x0e\x32\x1e.pfedsecure.v1.FederationPhase\x12\r\n\x05round\x18\x03 \x01(\x04\x12\x18\n\x10rounds_completed\x18\x04 \x01(\x04\x12\x16\n\x0erounds_planned\x18\x05 \x01(\x04\x12\x10\n\x08selected\x18\x06 \x01(\x08\x12\x0c\n\x04step\x18\x07 \x01(\r\x12\x15\n\rstep_received\x18\x08 \x01(\r\x12\x17\n\x0f\x65xpert_received\x18\t \x01(\x08\x12\x14\n\x0cseconds_left\x18\n \x01(\x01\x12\x16\n\x0e\x63lients_online\x18\x0b \x01(\r\x12\x16\n\x0e\x63lients_needed\x18\x0c \x01(\r\x12\x14\n\x0c\x65xpert_epoch\x18\r \x01(\r\"\'\n\x10HeartbeatRequest\x12\x13\n\x0binstance_id\x18\x01 \x01(\t\"3\n\x0eHeartbeatReply\x12\x12\n\nround_open\x18\x01 \x01(\x08\x12\r\n\x05round\x18\x02 \x01(\x04\"O\n\x12\x43ountersignRequest\x12\x13\n\x0binstance_id\x18\x01 \x01(\t\x12\x12\n\nknown_head\x18\x02 \x01(\x0c\x12\x10\n\x08new_head\x18\x03 \x01(\x0c\"o\n\x10\x43ountersignReply\x12\x0c\n\x04head\x18\x01 \x01(\x0c\x12\x0e\n\x06number\x18\x02 \x01(\x04\x12\x15\n\rcountersigned\x18\x03 \x01(\x08\x12\x13\n\x0b\x63\x65rtificate\x18\x04 \x01(\x0c\x12\x11\n\tsignature\x18\x05 \x01(\x0c\"#\n\x0cLeaveRequest\x12\x13\n\x0binstance_id\x18\x01 \x01(\t\"\x0c\n\nLeaveReply*\x93\x01\n\x0f\x46\x65\x64\x65rationPhase\x12 \n\x1c\x46\x45\x44\x45RATION_PHASE_UNSPECIFIED\x10\x00\x12\x1e\n\x1a\x46\x45\x44\x45RATION_PHASE_GATHERING\x10\x01\x12\x1f\n\x1b\x46\x45\x44\x45RATION_PHASE_ROUND_OPEN\x10\x02\x12\x1d\n\x19\x46\x45\x44\x45RATION_PHASE_FINISHED\x10\x03\x32\xb7\x03\n\nFederation\x12\x45\n\x07GetPlan\x12\x1d.pfedsecure.v1.GetPlanRequest\x1a\x1b.pfedsecure.v1.GetPlanReply\x12<\n\x04Join\x12\x1a.pfedsecure.v1.JoinRequest\x1a\x18.pfedsecure.v1.JoinReply\x12\x43\n\x05\x41wait\x12\x1b.pfedsecure.v1.AwaitRequest\x1a\x1d.pfedsecure.v1.FederationView\x12K\n\tHeartbeat\x12\x1f.pfedsecure.v1.HeartbeatRequest\x1a\x1d.pfedsecure.v1.HeartbeatReply\x12Q\n\x0b\x43ountersign\x12!.pfedsecure.v1.CountersignRequest\x1a\x1f.pfedsecure.v1.CountersignReply\x12?\n\x05Leave\x12\x1b.pfedsecure.v1.LeaveRequest\x1a\x19.pfedsecure.v1.LeaveReplyb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1epfedsecure/v1/federation.proto\x12\rpfedsecure.v1\"\x10\n\x0eGetPlanRequest\"[\n\x0cGetPlanReply\x12\x11\n\tplan_json\x18\x01 \x01(\t\x12\x13\n\x0bplan_digest\x18\x02 \x01(\t\x12\x15\n\rfederation_id\x18\x03 \x01(\t\x12\x0c\n\x04time\x18\x04 \x01(\x01\"\x87\x01\n\x0bJoinRequest\x12\x13\n\x0bplan_digest\x18\x01 \x01(\t\x12\x13\n\x0binstance_id\x18\x02 \x01(\t\x12\x18\n\x10software_version\x18\x03 \x01(\t\x12\x1a\n\x12\x61uthor_certificate\x18\x04 \x01(\x0c\x12\x18\n\x10\x61uthor_signature\x18\x05 \x01(\x0c\"0\n\tJoinReply\x12\x15\n\rfederation_id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\"O\n\x0c\x41waitRequest\x12\x13\n\x0binstance_id\x18\x01 \x01(\t\x12\x14\n\x0cseen_version\x18\x02 \x01(\x04\x12\x14\n\x0cwait_seconds\x18\x03 \x01(\x01\"\xbd\x02\n\x0e\x46\x65\x64\x65rationView\x12\x0f\n\x07version\x18\x01 \x01(\x04\x12-\n\x05phase\x18\x02 \x01(\x0e\x32\x1e.pfedsecure.v1.FederationPhase\x12\r\n\x05round\x18\x03 \x01(\x04\x12\x18\n\x10rounds_completed\x18\x04 \x01(\x04\x12\x16\n\x0erounds_planned\x18\x05 \x01(\x04\x12\x10\n\x08selected\x18\x06 \x01(\x08\x12\x0c\n\x04step\x18\x07 \x01(\r\x12\x15\n\rstep_received\x18\x08 \x01(\r\x12\x17\n\x0f\x65xpert_received\x18\t \x01(\x08\x12\x14\n\x0cseconds_left\x18\n \x01(\x01\x12\x16\n\x0e\x63lients_online\x18\x0b \x01(\r\x12\x16\n\x0e\x63lients_needed\x18\x0c \x01(\r\x12\x14\n\x0c\x65xpert_epoch\x18\r \x01(\r\"\'\n\x10HeartbeatRequest\x12\x13\n\x0binstance_id\x18\x01 \x01(\t\"3\n\x0eHeartbeatReply\x12\x12\n\nround_open\x18\x01 \x01(\x08\x12\r\n\x05round\x18\x02 \x01(\x04\"O\n\x12\x43ountersignRequest\x12\x13\n\x0binstance_id\x18\x01 \x01(\t\x12\x12\n\nknown_head\x18\x02 \x01(\x0c\x12\x10\n\x08new_head\x18\x03 \x01(\x0c\"o\n\x10\x43ountersignReply\x12\x0c\n\x04head\x18\x01 \x01(\x0c\x12\x0e\n\x06number\x18\x02 \x01(\x04\x12\x15\n\rcountersigned\x18\x03 \x01(\x08\x12\x13\n\x0b\x63\x65rtificate\x18\x04 \x01(\x0c\x12\x11\n\tsignature\x18\x05 \x01(\x0c\"#\n\x0cLeaveRequest\x12\x13\n\x0binstance_id\x18\x01 \x01(\t\"\x0c\n\nLeaveReply*\x93\x01\n\x0f\x46\x65\x64\x65rationPhase\x12 \n\x1c\x46\x45\x44\x45RATION_PHASE_UNSPECIFIED\x10\x00\x12\x1e\n\x1a\x46\x45\x44\x45RATION_PHASE_GATHERING\x10\x01\x12\x1f\n\x1b\x46\x45\x44\x45RATION_PHASE_ROUND_OPEN\x10\x02\x12\x1d\n\x19\x46\x45\x44\x45RATION_PHASE_FINISHED\x10\x03\x32\xb7\x03\n\nFederation\x12\x45\n\x07GetPlan\x12\x1d.pfedsecure.v1.GetPlanRequest\x1a\x1b.pfedsecure.v1.GetPlanReply\x12<\n\x04Join\x12\x1a.pfedsecure.v1.JoinRequest\x1a\x18.pfedsecure.v1.JoinReply\x12\x43\n\x05\x41wait\x12\x1b.pfedsecure.v1.AwaitRequest\x1a\x1d.pfedsecure.v1.FederationView\x12K\n\tHeartbeat\x12\x1f.pfedsecure.v1.HeartbeatRequest\x1a\x1d.pfedsecure.v1.HeartbeatReply\x12Q\n\x0b\x43ountersign\x12!.pfedsecure.v1.CountersignRequest\x1a\x1f.pfedsecure.v1.CountersignReply\x12?\n\x05Leave\x12\x1b.pfedsecure.v1.LeaveRequest\x1a\x19.pfedsecure.v1.LeaveReplyb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'pfedsecure.v1.federation_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_FEDERATIONPHASE']._serialized_start=1075
-  _globals['_FEDERATIONPHASE']._serialized_end=1222
+  _globals['_FEDERATIONPHASE']._serialized_start=1089
+  _globals['_FEDERATIONPHASE']._serialized_end=1236
   _globals['_GETPLANREQUEST']._serialized_start=49
   _globals['_GETPLANREQUEST']._serialized_end=65
   _globals['_GETPLANREPLY']._serialized_start=67
-  _globals['_GETPLANREPLY']._serialized_end=144
-  _globals['_JOINREQUEST']._serialized_start=147
-  _globals['_JOINREQUEST']._serialized_end=282
-  _globals['_JOINREPLY']._serialized_start=284
-  _globals['_JOINREPLY']._serialized_end=332
-  _globals['_AWAITREQUEST']._serialized_start=334
-  _globals['_AWAITREQUEST']._serialized_end=413
-  _globals['_FEDERATIONVIEW']._serialized_start=416
-  _globals['_FEDERATIONVIEW']._serialized_end=733
-  _globals['_HEARTBEATREQUEST']._serialized_start=735
-  _globals['_HEARTBEATREQUEST']._serialized_end=774
-  _globals['_HEARTBEATREPLY']._serialized_start=776
-  _globals['_HEARTBEATREPLY']._serialized_end=827
-  _globals['_COUNTERSIGNREQUEST']._serialized_start=829
-  _globals['_COUNTERSIGNREQUEST']._serialized_end=908
-  _globals['_COUNTERSIGNREPLY']._serialized_start=910
-  _globals['_COUNTERSIGNREPLY']._serialized_end=1021
-  _globals['_LEAVEREQUEST']._serialized_start=1023
-  _globals['_LEAVEREQUEST']._serialized_end=1058
-  _globals['_LEAVEREPLY']._serialized_start=1060
-  _globals['_LEAVEREPLY']._serialized_end=1072
-  _globals['_FEDERATION']._serialized_start=1225
-  _globals['_FEDERATION']._serialized_end=1664
+  _globals['_GETPLANREPLY']._serialized_end=158
+  _globals['_JOINREQUEST']._serialized_start=161
+  _globals['_JOINREQUEST']._serialized_end=296
+  _globals['_JOINREPLY']._serialized_start=298
+  _globals['_JOINREPLY']._serialized_end=346
+  _globals['_AWAITREQUEST']._serialized_start=348
+  _globals['_AWAITREQUEST']._serialized_end=427
+  _globals['_FEDERATIONVIEW']._serialized_start=430
+  _globals['_FEDERATIONVIEW']._serialized_end=747
+  _globals['_HEARTBEATREQUEST']._serialized_start=749
+  _globals['_HEARTBEATREQUEST']._serialized_end=788
+  _globals['_HEARTBEATREPLY']._serialized_start=790
+  _globals['_HEARTBEATREPLY']._serialized_end=841
+  _globals['_COUNTERSIGNREQUEST']._serialized_start=843
+  _globals['_COUNTERSIGNREQUEST']._serialized_end=922
+  _globals['_COUNTERSIGNREPLY']._serialized_start=924
+  _globals['_COUNTERSIGNREPLY']._serialized_end=1035
+  _globals['_LEAVEREQUEST']._serialized_start=1037
+  _globals['_LEAVEREQUEST']._serialized_end=1072
+  _globals['_LEAVEREPLY']._serialized_start=1074
+  _globals['_LEAVEREPLY']._serialized_end=1086
+  _globals['_FEDERATION']._serialized_start=1239
+  _globals['_FEDERATION']._serialized_end=1678
 # @@protoc_insertion_point(module_scope)

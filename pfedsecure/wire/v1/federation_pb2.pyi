@@ -64,21 +64,25 @@ class GetPlanReply(_message.Message):
     PLAN_JSON_FIELD_NUMBER: _builtins.int
     PLAN_DIGEST_FIELD_NUMBER: _builtins.int
     FEDERATION_ID_FIELD_NUMBER: _builtins.int
+    TIME_FIELD_NUMBER: _builtins.int
     plan_json: _builtins.str
     """Canonical JSON of the plan."""
     plan_digest: _builtins.str
     federation_id: _builtins.str
     """Random, made with the server's state; lets a client notice a server that lost it."""
+    time: _builtins.float
+    """Seconds since the epoch, UTC, by the server's clock: `pfed doctor` compares. Nothing else depends on it."""
     def __init__(
         self,
         *,
         plan_json: _builtins.str = ...,
         plan_digest: _builtins.str = ...,
         federation_id: _builtins.str = ...,
+        time: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["federation_id", b"federation_id", "plan_digest", b"plan_digest", "plan_json", b"plan_json"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["federation_id", b"federation_id", "plan_digest", b"plan_digest", "plan_json", b"plan_json", "time", b"time"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -1,0 +1,1 @@
+"""`pfed doctor`: what is wrong with a deployment, found out before a federation does."""
