@@ -58,6 +58,19 @@ def test_the_summary_has_the_agreed_form(summary: dict[str, Any]) -> None:
     assert 0 < summary["seconds"] < 500
 
 
+def test_the_command_simulate_comes_to_the_same(summary: dict[str, Any], folder: Path) -> None:
+    """With the demo's plan and nothing else but how many clients there are."""
+    arguments = [sys.executable, "-m", "pfed_cli.main", "simulate", "--plan", "run/plan.toml", "--clients", "5"]
+    result = subprocess.run(
+        [*arguments, "--json", "simulated.json"], cwd=folder, capture_output=True, text=True, timeout=300
+    )
+    assert result.returncode == 0, result.stderr
+    simulated = json.loads((folder / "simulated.json").read_bytes())["clients"]
+
+    over_the_network = {name: scores["pfedmoap"] for name, scores in summary["clients"].items()}
+    assert {name: client["accuracy"] for name, client in simulated.items()} == over_the_network
+
+
 def test_processes_and_simulation_agree_to_the_last_bit(summary: dict[str, Any], folder: Path) -> None:
     import torch
 
