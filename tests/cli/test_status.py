@@ -24,8 +24,11 @@ from pfedsecure.console import Address
 from pfedsecure.errors import IdentityError, InsecureTransport, PfedError, ServerUnreachable
 from pfedsecure.experts.claim import make_claim
 from pfedsecure.pki.author import Author
-from pfedsecure.pki.development import enrol, ensure_development_pki
+from pfedsecure.pki.authority import Authority
+from pfedsecure.pki.development import DEVELOPMENT_FOLDER, enrol, ensure_development_pki
 from pfedsecure.pki.identity import Identity
+from pfedsecure.pki.installation import install_kit
+from pfedsecure.pki.request import request
 from pfedsecure.plan import Plan, ProtectionPlan
 from pfedsecure.wire.peer import Peer
 from pfedsecure.wire.v1 import federation_pb2 as fed
@@ -116,6 +119,21 @@ def test_the_table_names_what_is_not_protected(tmp_path: Path) -> None:
     ]
     (row,) = [line for line in output.splitlines() if "alice" in line]
     assert row.split("│")[2].strip() == "yes"
+
+
+def test_an_operator_is_told_that_its_own_certificate_ends(tmp_path: Path) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(tmp_path)
+        ensure_development_pki()
+    folder = tmp_path / "olga"
+    csr = request(folder, "olga", "operator").read_bytes()
+    authority = Authority.load(tmp_path / DEVELOPMENT_FOLDER / "authority")
+    install_kit(folder, authority.admit(csr, name="olga", role="operator", days=20))
+    result = ask(tmp_path, "--json", "--identity", str(folder))
+    assert json.loads(result.stdout)["federation"] == "trial"
+    (line,) = [line for line in result.stderr.splitlines() if "certificate" in line and "operator" in line]
+    assert line.startswith("the certificate of operator olga ends on 20")
+    assert "certificate of operator" not in ask(tmp_path, "--json").stderr
 
 
 def test_plain_text_says_so(tmp_path: Path) -> None:
