@@ -19,6 +19,8 @@ from pfedsecure.errors import IdentityError
 from pfedsecure.pki.authority import Authority
 from pfedsecure.pki.certificates import to_pem
 from pfedsecure.pki.identity import Identity, install
+from pfedsecure.pki.installation import install_kit
+from pfedsecure.pki.renewal import renew
 from pfedsecure.wire.tls import channel_credentials, server_credentials
 
 Enrol = Callable[..., Identity]
@@ -137,6 +139,25 @@ async def test_a_new_server_certificate_is_used_without_a_restart(
         install(server.folder, certificate, authority.certificate)
         assert await presented(port) == certificate.serial_number
         assert await call(port, alice) == "hello"
+
+
+async def test_a_new_key_of_the_server_is_used_without_a_restart(
+    authority: Authority, enrolled: Enrol, server: Identity, serving: Serving, call: Call
+) -> None:
+    alice = channel_credentials(enrolled(authority, "alice"))
+    async with (
+        serving(server_credentials(server)) as port,
+        grpc.aio.secure_channel(f"127.0.0.1:{port}", alice) as before,
+    ):
+        assert await before.unary_unary("/test/Call")(b"", timeout=10) == b"hello"
+        csr = renew(server.folder).read_bytes()
+        assert await presented(port) == server.subject.serial  # asking changes nothing
+        kit = authority.admit(csr, name="fl", role="server", days=20, hosts=["127.0.0.1"])
+        renewed = install_kit(server.folder, kit)
+        assert renewed.subject.fingerprint != server.subject.fingerprint
+        assert await presented(port) == renewed.subject.serial
+        assert await call(port, alice) == "hello"
+        assert await before.unary_unary("/test/Call")(b"", timeout=10) == b"hello"  # its connection is still the same
 
 
 async def test_an_unusable_new_certificate_is_reported_once_and_the_old_one_stays(
