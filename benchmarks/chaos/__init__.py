@@ -8,3 +8,5 @@ networks, disks, clocks and processes between them. What happens is a function o
     world.check()                       # raises Violation when something is not as it must be
     world.end()                         # everything is mended: the federation has to come to its end
 """
+
+import pfedsecure.wire.grpc_settings  # noqa: F401 - must run before any module of this package imports grpc

@@ -1,0 +1,261 @@
+"""Random messages on every call of a real server, over mutual TLS: whatever they say, it answers, and stays.
+
+Messages are of three kinds: any bytes; messages whose fields have extreme values; and such messages with bytes changed,
+left out, or put in. The caller is a member in an open round, so that most of what reads messages is reached.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import grpc.aio
+from google.protobuf.descriptor import FieldDescriptor, MethodDescriptor
+from google.protobuf.message import Message
+from google.protobuf.message_factory import GetMessageClass
+
+from pfedsecure.pki.development import DEVELOPMENT_FOLDER, enrol
+from pfedsecure.plan import Plan
+from pfedsecure.wire.options import CHANNEL_OPTIONS
+from pfedsecure.wire.tls import channel_credentials
+from pfedsecure.wire.v1 import federation_pb2, operations_pb2, round_pb2
+from pfedsecure.wire.v1 import federation_pb2 as fed
+from pfedsecure.wire.v1.federation_pb2_grpc import FederationStub
+
+AT_ONCE = 6
+CALL_SECONDS = 2.0
+"""Of which a call for news may use all."""
+MOST_GROWTH_MIB = 256.0
+CRASHES = {grpc.StatusCode.INTERNAL, grpc.StatusCode.UNKNOWN}
+"""What a server answers when something went wrong in it that it did not expect."""
+_NUMBERS = (0, 1, 2, 7, 255, 2**31 - 1, 2**32 - 1, 2**63 - 1)
+_FLOATS = (0.0, 1.0, -1.0, 1e-300, 1e308, float("inf"), float("-inf"), float("nan"))
+_PLAN = """
+class_names = ["cat", "dog"]
+[prompt]
+context_length = 4
+[mixture]
+experts = 2
+gate_width = 32
+[rounds]
+count = 1000
+minimum_cohort = 1
+deadline_seconds = 3600
+[backbone]
+model = "tiny-clip"
+pretrained = "embedded"
+[protection]
+aggregation = "plain"
+experts = "plain"
+matching = "plain"
+"""
+
+
+@dataclass
+class Fuzzed:
+    """How many messages were answered, with what codes, and the server's memory; `problem`: what broke, if anything."""
+
+    answered: int = 0
+    codes: Counter[str] = field(default_factory=Counter)
+    mib_before: float = 0.0
+    mib_after: float = 0.0
+    problem: str | None = None
+
+
+def fuzz(count: int, seed: int) -> Fuzzed:
+    """Send so many messages, or until something breaks."""
+    with tempfile.TemporaryDirectory(prefix="pfed-fuzz-") as folder, _server(Path(folder)) as (process, address):
+        return asyncio.run(_fuzz(count, seed, Path(folder), process, address))
+
+
+def methods() -> list[MethodDescriptor]:
+    """Every call of proto/."""
+    files = (federation_pb2, round_pb2, operations_pb2)
+    services = (service for file in files for service in file.DESCRIPTOR.services_by_name.values())
+    return [method for service in services for method in service.methods]
+
+
+class Messages:
+    """An endless supply of messages for calls, from `seed`."""
+
+    def __init__(self, seed: int) -> None:
+        self._chance = random.Random(seed)  # noqa: S311 - not for secrets
+
+    def method(self, of: list[MethodDescriptor]) -> MethodDescriptor:
+        return self._chance.choice(of)
+
+    def stream(self, method: MethodDescriptor) -> list[bytes]:
+        """What an upload consists of."""
+        return [self.message(method) for _ in range(self._chance.randint(0, 4))]
+
+    def message(self, method: MethodDescriptor) -> bytes:
+        kind = self._chance.random()
+        if kind < 0.2:
+            return self._chance.randbytes(self._chance.choice((0, 1, 3, 17, 200, 5000)))
+        made = GetMessageClass(method.input_type)()
+        self._fill(made)
+        content = made.SerializeToString()
+        return content if kind < 0.6 else self._changed(content)
+
+    def _fill(self, message: Message) -> None:
+        for one in message.DESCRIPTOR.fields:
+            if self._chance.random() < 0.25:
+                continue
+            if one.is_repeated:
+                values = [self._value(one) for _ in range(self._chance.choice((0, 1, 2, 40)))]
+                if one.message_type is None:
+                    getattr(message, one.name).extend(values)
+                else:
+                    for _ in values:
+                        self._fill(getattr(message, one.name).add())
+            elif one.message_type is not None:
+                self._fill(getattr(message, one.name))
+            else:
+                setattr(message, one.name, self._value(one))
+
+    def _value(self, one: Any) -> Any:
+        match one.cpp_type:
+            case FieldDescriptor.CPPTYPE_STRING if one.type == FieldDescriptor.TYPE_BYTES:
+                return self._chance.randbytes(self._chance.choice((0, 1, 32, 64, 3000)))
+            case FieldDescriptor.CPPTYPE_STRING:
+                return self._chance.choice(("", "a", "fuzz", "\x00\n\x1b[31m", "ä" * 500, "../../etc"))
+            case FieldDescriptor.CPPTYPE_BOOL:
+                return self._chance.random() < 0.5
+            case FieldDescriptor.CPPTYPE_DOUBLE | FieldDescriptor.CPPTYPE_FLOAT:
+                return self._chance.choice(_FLOATS)
+            case FieldDescriptor.CPPTYPE_ENUM:
+                return self._chance.choice((0, 1, 2, 99))
+            case FieldDescriptor.CPPTYPE_UINT64 | FieldDescriptor.CPPTYPE_INT64:
+                return self._chance.choice(_NUMBERS)
+            case FieldDescriptor.CPPTYPE_INT32:
+                return self._chance.choice([number for number in _NUMBERS if number < 2**31])
+            case FieldDescriptor.CPPTYPE_UINT32:
+                return self._chance.choice([number for number in _NUMBERS if number < 2**32])
+        return None
+
+    def _changed(self, content: bytes) -> bytes:
+        found = bytearray(content)
+        for _ in range(self._chance.randint(1, 4)):
+            place = self._chance.randrange(len(found) + 1)
+            match self._chance.randrange(3):
+                case 0 if place < len(found):
+                    found[place] ^= 1 << self._chance.randrange(8)
+                case 1:
+                    del found[place : place + self._chance.randint(1, 8)]
+                case _:
+                    found[place:place] = self._chance.randbytes(self._chance.randint(1, 8))
+        return bytes(found)
+
+
+async def _fuzz(count: int, seed: int, folder: Path, process: subprocess.Popen[bytes], address: str) -> Fuzzed:
+    identity = enrol(folder / DEVELOPMENT_FOLDER, "fuzz", "client", folder / "fuzz")
+    plan = Plan.from_toml(folder / "plan.toml")
+    found, messages, calls = Fuzzed(mib_before=_resident_mib(process.pid)), Messages(seed), methods()
+    instance = "fuzz"
+    left = count
+
+    async with grpc.aio.secure_channel(address, channel_credentials(identity), CHANNEL_OPTIONS) as channel:
+
+        async def join() -> None:
+            request = fed.JoinRequest(plan_digest=plan.digest(), instance_id=instance)
+            await FederationStub(channel).Join(request, timeout=30)  # type: ignore[no-untyped-call]
+
+        async def worker() -> None:
+            nonlocal left
+            while left > 0 and found.problem is None:
+                left -= 1
+                method = messages.method(calls)
+                code = await _call(channel, method, messages)
+                if code is grpc.StatusCode.UNAVAILABLE and process.poll() is None:
+                    left += 1  # the transport took no more streams: nothing of it was read
+                    await asyncio.sleep(0.02)
+                    continue
+                found.codes[code.name] += 1
+                if code in CRASHES:
+                    found.problem = f"{method.full_name} was answered with {code.name}; the server's log says why"
+                elif process.poll() is not None:
+                    found.problem = f"the server ended with {process.returncode} after {method.full_name}"
+                else:
+                    found.answered += 1
+                if found.answered % 500 == 0 and found.problem is None:
+                    await join()  # a message may have been a good Leave
+
+        await join()
+        await asyncio.gather(*(worker() for _ in range(AT_ONCE)))
+    found.mib_after = _resident_mib(process.pid) if process.poll() is None else 0.0
+    if found.problem is None and found.mib_after > found.mib_before + MOST_GROWTH_MIB:
+        found.problem = f"the server grew from {found.mib_before:.0f} to {found.mib_after:.0f} MiB"
+    return found
+
+
+async def _call(channel: grpc.aio.Channel, method: MethodDescriptor, messages: Messages) -> grpc.StatusCode:
+    """The code that one random message to `method` is answered with."""
+    path = f"/{method.containing_service.full_name}/{method.name}"
+    kinds: dict[tuple[bool, bool], Any] = {
+        (False, False): channel.unary_unary,
+        (False, True): channel.unary_stream,
+        (True, False): channel.stream_unary,
+        (True, True): channel.stream_stream,
+    }
+    start: Any = kinds[method.client_streaming, method.server_streaming](path)
+
+    async def upload(chunks: list[bytes]) -> AsyncIterator[bytes]:
+        for chunk in chunks:
+            yield chunk
+
+    request = upload(messages.stream(method)) if method.client_streaming else messages.message(method)
+    call = start(request, timeout=CALL_SECONDS)
+    try:
+        if method.server_streaming:
+            async for _ in call:
+                pass
+        else:
+            await call
+    except grpc.aio.AioRpcError as error:
+        return error.code()
+    return grpc.StatusCode.OK
+
+
+@contextmanager
+def _server(folder: Path) -> Iterator[tuple[subprocess.Popen[bytes], str]]:
+    """A `pfed-server` in `folder`, and where it listens."""
+    (folder / "plan.toml").write_text(_PLAN)
+    limits = ["--calls-a-second", "1000000", "--calls-at-once", "1000"]
+    options = ["--tls", "--plan", "plan.toml", "--listen", "127.0.0.1:0", "--state", "state", *limits]
+    log = (folder / "log").open("wb")
+    process = subprocess.Popen(
+        [sys.executable, "-m", "pfed_server", *options], cwd=folder, stdout=log, stderr=log, env=os.environ
+    )
+    try:
+        yield process, _address(process, folder / "log")
+    finally:
+        process.terminate()
+        process.wait(30)
+        log.close()
+
+
+def _address(process: subprocess.Popen[bytes], log: Path) -> str:
+    for _ in range(600):
+        if (found := re.search(rb"listening on (\S+),", log.read_bytes())) is not None:
+            return found[1].decode().replace("127.0.0.1", "localhost")
+        if process.poll() is not None:
+            break
+        time.sleep(0.1)
+    raise RuntimeError(f"the server did not start: {log.read_text()[-500:]}")
+
+
+def _resident_mib(pid: int) -> float:
+    status = Path(f"/proc/{pid}/status").read_text()
+    return next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmRSS")) / 2**10
