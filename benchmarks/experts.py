@@ -46,6 +46,7 @@ from .expert_tasks import (
 from .light_federation import Federation, Matching, choose, federate, with_experts
 from .photo_clients import Share
 from .photo_features import Sources, available, model_name, photo_backbone, photo_features
+from .photo_options import backbone_dir_option, cache_option, data_option
 
 SEEDS = (1, 2, 3)
 ROUNDS, QUICK_ROUNDS = 10, 3
@@ -54,26 +55,9 @@ SOFTENED_LAMBDA = 1.0
 
 
 @benchmark
-@click.option(
-    "--data",
-    type=click.Path(file_okay=False, path_type=Path),
-    default=Path("../shared/data"),
-    show_default=True,
-    help="Folder with office_caltech10.tar and pacs.tar; without them only the embedded digits are used.",
-)
-@click.option(
-    "--backbone-dir",
-    type=click.Path(file_okay=False, path_type=Path),
-    help="Folder with MODEL.json and MODEL.safetensors for photographs.  [default: DATA/backbone]",
-)
-@click.option(
-    "--cache",
-    "cache_dir",
-    type=click.Path(file_okay=False, path_type=Path),
-    default=Path("runs/cache"),
-    show_default=True,
-    help="Where features and finished tasks are kept.",
-)
+@data_option("Folder with office_caltech10.tar and pacs.tar; without them only the embedded digits are used.")
+@backbone_dir_option
+@cache_option
 def command(*, quick: bool, data: Path, backbone_dir: Path | None, cache_dir: Path) -> Outcome:
     """Whose experts, how many, and in which form of the mixture, against the gate alone."""
     torch.set_num_threads(1)

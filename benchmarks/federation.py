@@ -27,6 +27,7 @@ from pfedsecure.plan import BackbonePlan, MixturePlan, Plan, PromptPlan, Protect
 from .contract import Bar, Outcome, benchmark
 from .photo_clients import PHOTO_SETS, Share, clients_of
 from .photo_features import Sources, model_name, photo_backbone, photo_features
+from .photo_options import backbone_dir_option, cache_option, data_option
 
 ROUNDS = 10
 SEEDS = (1, 2, 3)
@@ -79,26 +80,9 @@ def make_plan(class_names: Sequence[str], n_clients: int, task: Task, model: str
 
 
 @benchmark
-@click.option(
-    "--data",
-    type=click.Path(file_okay=False, path_type=Path),
-    default=Path("../shared/data"),
-    show_default=True,
-    help="Folder with office_caltech10.tar, pacs.tar and caltech101.tar.",
-)
-@click.option(
-    "--backbone-dir",
-    type=click.Path(file_okay=False, path_type=Path),
-    help="Folder with MODEL.json and MODEL.safetensors of an open_clip model.  [default: DATA/backbone]",
-)
-@click.option(
-    "--cache",
-    "cache_dir",
-    type=click.Path(file_okay=False, path_type=Path),
-    default=Path("runs/cache"),
-    show_default=True,
-    help="Where unpacked images and their features are kept.",
-)
+@data_option("Folder with office_caltech10.tar, pacs.tar and caltech101.tar.")
+@backbone_dir_option
+@cache_option
 @click.option("--jobs", type=click.IntRange(1), help="Processes, of one thread each.  [default: one a core]")
 def command(*, quick: bool, data: Path, backbone_dir: Path | None, cache_dir: Path, jobs: int | None) -> Outcome:
     """pFedMoAP against zero-shot, local prompts, PromptFL, the gate alone and random experts, on photographs."""

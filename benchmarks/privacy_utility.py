@@ -24,6 +24,7 @@ from .expert_clients import DIGITS
 from .expert_tasks import OFFICE, PACS
 from .kept_rows import KeptRows
 from .photo_features import Sources, available
+from .photo_options import backbone_dir_option, cache_option, data_option, kept_option
 from .privacy_cells import FEATURE_SPACE, MATCHING, SEEDS, Cell, Way, digit_cells, photo_cells, quick_cells
 from .privacy_data import federation_of
 from .privacy_measuring import SKETCH_EPSILON, UPLOAD_CLIP, measure
@@ -36,31 +37,10 @@ LARGEST_DROP = 5.0
 
 
 @benchmark
-@click.option(
-    "--data",
-    type=click.Path(file_okay=False, path_type=Path),
-    help="Folder with pacs.tar and office_caltech10.tar; without it only the embedded digits are used.",
-)
-@click.option(
-    "--backbone-dir",
-    type=click.Path(file_okay=False, path_type=Path),
-    help="Folder with MODEL.json and MODEL.safetensors for photographs.  [default: DATA/backbone]",
-)
-@click.option(
-    "--cache",
-    "cache_dir",
-    type=click.Path(file_okay=False, path_type=Path),
-    default=Path("runs/cache"),
-    show_default=True,
-    help="Where unpacked images and their features are kept.",
-)
-@click.option(
-    "--kept",
-    type=click.Path(file_okay=False, path_type=Path),
-    default=Path("runs/privacy-utility"),
-    show_default=True,
-    help="Where finished cells are kept: a run that was broken off goes on there.",
-)
+@data_option("Folder with pacs.tar and office_caltech10.tar.  [default: none, digits alone]", default=None)
+@backbone_dir_option
+@cache_option
+@kept_option(Path("runs/privacy-utility"))
 @click.option(
     "--plot", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE.png", help="Where a picture goes."
 )

@@ -35,6 +35,7 @@ from pfedsecure.plan import BackbonePlan, MixturePlan, Plan, PromptPlan, RoundsP
 
 from .contract import Bar, Outcome, Row, benchmark
 from .photo_features import Sources, model_name, photo_backbone, photo_features
+from .photo_options import backbone_dir_option, cache_option, data_option
 from .photos import unpacked
 from .simulation_parts import watching
 
@@ -59,24 +60,9 @@ class Setting:
 
 
 @benchmark
-@click.option(
-    "--data",
-    type=click.Path(file_okay=False, path_type=Path),
-    help=f"Folder with {PHOTOS}.tar.  [default: none, the embedded digits]",
-)
-@click.option(
-    "--backbone-dir",
-    type=click.Path(file_okay=False, path_type=Path),
-    help="Folder with MODEL.json and MODEL.safetensors of an open_clip model.  [default: DATA/backbone]",
-)
-@click.option(
-    "--cache",
-    "cache_dir",
-    type=click.Path(file_okay=False, path_type=Path),
-    default=Path("runs/cache"),
-    show_default=True,
-    help="Where unpacked images and their features are kept.",
-)
+@data_option(f"Folder with {PHOTOS}.tar.  [default: none, the embedded digits]", default=None)
+@backbone_dir_option
+@cache_option
 @click.option("--clients", "n_clients", type=click.IntRange(3), help=f"How many.  [default: {CLIENTS}]")
 def command(
     *, quick: bool, data: Path | None, backbone_dir: Path | None, cache_dir: Path, n_clients: int | None

@@ -36,6 +36,7 @@ from .expert_clients import DIGITS, digits, mixed, plan_of_set
 from .kept_rows import KeptRows
 from .photo_clients import Share
 from .photo_features import Sources, model_name, photo_backbone
+from .photo_options import backbone_dir_option, cache_option, data_option, kept_option
 from .photos import open_photos
 from .views_table import by_seed, numbers_of_views
 
@@ -60,33 +61,10 @@ class Data:
 
 
 @benchmark
-@click.option(
-    "--data",
-    type=click.Path(file_okay=False, path_type=Path),
-    default=Path("../shared/data"),
-    show_default=True,
-    help="Folder with pacs.tar; --quick takes the embedded digits.",
-)
-@click.option(
-    "--backbone-dir",
-    type=click.Path(file_okay=False, path_type=Path),
-    help="Folder with MODEL.json and MODEL.safetensors for photographs.  [default: DATA/backbone]",
-)
-@click.option(
-    "--cache",
-    "cache_dir",
-    type=click.Path(file_okay=False, path_type=Path),
-    default=Path("runs/cache"),
-    show_default=True,
-    help="Where unpacked images and features of views are kept.",
-)
-@click.option(
-    "--kept",
-    type=click.Path(file_okay=False, path_type=Path),
-    default=Path("runs/views"),
-    show_default=True,
-    help="Where finished rows are kept: a run that was broken off goes on there.",
-)
+@data_option("Folder with pacs.tar; --quick takes the embedded digits.")
+@backbone_dir_option
+@cache_option
+@kept_option(Path("runs/views"))
 def command(*, quick: bool, data: Path, backbone_dir: Path | None, cache_dir: Path, kept: Path) -> Outcome:
     """Stored views of each image against fresh crops at every step: accuracy of prompt and gate, and time."""
     torch.set_num_threads(1)

@@ -16,6 +16,7 @@ from typing import Any, Literal
 import click
 import torch
 
+from pfed_cli.simulate.elsewhere import TrainerElsewhere
 from pfed_client.frozen_prompts import FrozenPrompts
 from pfed_client.local_model import Array, LocalModel
 from pfed_client.participant import agreed_backbone
@@ -175,23 +176,12 @@ class OnRay:
         return actors
 
 
-class RemoteTrainer:
+class RemoteTrainer(TrainerElsewhere):
     """A client's trainer whose work `on_ray` does; `trainer` makes what takes none."""
 
     def __init__(self, on_ray: OnRay, name: str, trainer: Trainer) -> None:
+        super().__init__(name, trainer)
         self._on_ray = on_ray
-        self._name = name
-        self._trainer = trainer
-
-    @property
-    def n_train(self) -> int:
-        return self._trainer.n_train
-
-    def initial_context(self) -> Array:
-        return self._trainer.initial_context()
-
-    def new_model(self) -> LocalModel:
-        return self._trainer.new_model()
 
     def train_round(
         self,

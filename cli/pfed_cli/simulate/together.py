@@ -13,6 +13,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import TypeVar
 
+from pfed_cli.simulate.elsewhere import TrainerElsewhere
 from pfed_client.batched_training import Job, Outcome, train_together
 from pfed_client.local_model import Array, LocalModel
 from pfed_client.trainer import RoundReport, StepCallback, Trainer
@@ -106,23 +107,12 @@ class Together:
             outcome.set_result(came)
 
 
-class TogetherTrainer:
+class TogetherTrainer(TrainerElsewhere):
     """A client's trainer that trains in the batches of `together`; what else it computes waits for its turn."""
 
     def __init__(self, together: Together, name: str, trainer: Trainer) -> None:
+        super().__init__(name, trainer)
         self._together = together
-        self._name = name
-        self._trainer = trainer
-
-    @property
-    def n_train(self) -> int:
-        return self._trainer.n_train
-
-    def initial_context(self) -> Array:
-        return self._trainer.initial_context()
-
-    def new_model(self) -> LocalModel:
-        return self._trainer.new_model()
 
     def train_round(
         self,
