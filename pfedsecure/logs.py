@@ -20,6 +20,10 @@ FIELDS = ("round", "peer")
 """What a line of a log may be about, besides the federation; given as `extra`."""
 
 
+PRIVATE = "something about this client's own images or prompt; it is told on a terminal, with --log-format text"
+"""In place of a message whose `extra` says `private`: JSON is made to be sent elsewhere."""
+
+
 class JsonFormatter(logging.Formatter):
     """Every record on one line of JSON, whatever is in it; a traceback is in the field `traceback`."""
 
@@ -33,7 +37,7 @@ class JsonFormatter(logging.Formatter):
             "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
             "level": record.levelname.lower(),
             "logger": record.name,
-            "message": record.getMessage(),
+            "message": PRIVATE if getattr(record, "private", False) else record.getMessage(),
         }
         if self.federation:
             values["federation"] = self.federation

@@ -29,6 +29,7 @@ MENDS_BY_ITSELF = {
     errors.MessageRejected,
     errors.NotAMember,
     errors.StateLocked,
+    errors.TooManyCalls,
 }
 
 

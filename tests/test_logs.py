@@ -83,3 +83,11 @@ def test_there_are_two_forms() -> None:
     result = CliRunner().invoke(main, ["--tls", "--log-format", "xml"])
     assert result.exit_code == 2
     assert "'xml' is not one of 'text', 'json'" in result.stderr
+
+
+def test_what_is_private_stays_on_the_terminal() -> None:
+    """How many images there are, or what a file is called, is nobody's business where logs are collected."""
+    record = logging.LogRecord("pfedsecure.data", logging.WARNING, "x", 1, "%s (left out)", ("ward 3/doe.png",), None)
+    record.private = True
+    assert "doe" not in JsonFormatter().format(record)
+    assert record.getMessage() == "ward 3/doe.png (left out)"

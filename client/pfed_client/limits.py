@@ -34,6 +34,7 @@ class Limits:
                 beyond,
                 contribution.context.size,
                 clip,
+                extra={"private": True},
             )
         if contribution.weight > max_weight and not self._told_of_weight:
             self._told_of_weight = True
@@ -41,4 +42,5 @@ class Limits:
                 "this client's %d training images count as %d, the plan's secure_aggregation.max_weight",
                 contribution.weight,
                 max_weight,
+                extra={"private": True},
             )

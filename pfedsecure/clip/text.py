@@ -137,7 +137,7 @@ class TextTower(nn.Module):
         room for, what a part of them computed is forgotten and computed again: the result is the same.
         """
         n_prompts, n_classes, n_tail = len(contexts), *classes.tails.shape[:2]
-        parts = classes.split(max(1, _TOKENS_AT_ONCE // (n_prompts * n_tail)))
+        parts = classes.split(max(1, _TOKENS_AT_ONCE // max(1, n_prompts * n_tail)))
         tokens = n_prompts * (n_classes * n_tail + len(parts) * (contexts.shape[1] + 1))
         if torch.is_grad_enabled() and contexts.requires_grad and self._too_much(tokens):
             features = [checkpoint(self._features, contexts, part, use_reentrant=False) for part in parts]

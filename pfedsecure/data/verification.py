@@ -23,7 +23,7 @@ def verify_images(image_set: ImageSet, *, strict: bool) -> ImageSet:
         except DataError as error:
             if strict:
                 raise
-            logger.warning("%s (left out)", error)
+            logger.warning("%s (left out)", error, extra={"private": True})
         else:
             readable.append(index)
     if not readable:

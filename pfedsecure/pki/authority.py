@@ -24,7 +24,7 @@ from pfedsecure.pki.issuing import CLOCK_SKEW, author_certificate, issue, self_s
 from pfedsecure.pki.keys import new_private_key, private_pem, read_private_key, sealing_hex
 from pfedsecure.pki.kit import Kit
 from pfedsecure.pki.names import ROLE_URI_PREFIX, SUCCEEDS_URI_PREFIX, Role, is_valid_name, validate_name
-from pfedsecure.pki.registry import REVOKED_FILE, IssuedRecord, RevokedRecord
+from pfedsecure.pki.registry import REMOVED_FILE, REVOKED_FILE, IssuedRecord, RevokedRecord
 from pfedsecure.pki.request import SigningRequest, alternative_hosts
 from pfedsecure.pki.revocation import RevocationList
 from pfedsecure.pki.sealed import SealedSecret
@@ -198,6 +198,8 @@ class Authority:
         """A certificate and what is to be recorded of it. Called under the lock."""
         validate_name(name)
         until = self._until(now, days)
+        if requested.renews is not None and not replace:
+            self._refuse_removed(name, role)
         succeeds = self._succeeded(requested, name, role, heir, now)
         self._refuse_taken(name, requested.fingerprint, now, replace or requested.renews is not None)
         marks = (ROLE_URI_PREFIX + role, *(SUCCEEDS_URI_PREFIX + key for key in succeeds))
@@ -215,8 +217,9 @@ class Authority:
         held = [record for record in self.issued() if (record.name, record.role) == (name, role)]
         if requested.renews is not None:
             revoked = {record.serial for record in self.revoked()}
-            held = [record for record in held if record.fingerprint in (requested.renews, requested.fingerprint)]
-            if not any(record.is_live(now) and record.serial not in revoked for record in held):
+            good = [record for record in held if record.is_live(now) and record.serial not in revoked]
+            # The newest alone: whoever has a key that was replaced, and not revoked, is somebody else.
+            if not good or good[-1].fingerprint not in (requested.renews, requested.fingerprint):
                 raise IdentityError(
                     f"this request renews no certificate that {role} {name} has and that is still good: have a new "
                     "request made with `pfed pki request` in another folder, and compare its fingerprint"
@@ -225,6 +228,17 @@ class Authority:
             return ()
         before = (held[-1].fingerprint, *(held[-1].succeeds or "").split())
         return tuple(key for key in before if key != requested.fingerprint)[:MOST_SUCCEEDED]
+
+    def _refuse_removed(self, name: str, role: Role) -> None:
+        """A member that a rotation removed does not come back by a renewal, which nobody looks at twice."""
+        removed = {record.serial: record.at for record in registry.read_removed(self.folder / REMOVED_FILE)}
+        newest = [record for record in self.issued() if (record.name, record.role) == (name, role)][-1:]
+        for record in newest:
+            if record.serial in removed:
+                raise IdentityError(
+                    f"{name} was removed from the cohort on {removed[record.serial][:10]}: approve with --replace to "
+                    "take it in again"
+                )
 
     def _until(self, now: datetime, days: int) -> datetime:
         if days < 1:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import logging
+import time
 from pathlib import Path
 
 from pfedsecure.errors import IdentityError
 from pfedsecure.pki.identity import Identity
+
+TRY_AGAIN_SECONDS = 1.0
 
 
 class CurrentIdentity:
@@ -21,12 +24,12 @@ class CurrentIdentity:
         self._logger = logger
         self._files = (identity.key_path, identity.certificate_path)
         self._seen = self._state()
+        self._failed, self._try_again, self._told = self._seen, 0.0, ""
 
     def __call__(self) -> Identity:
         """The newest identity that is acceptable."""
         state = self._state()
-        if state != self._seen:
-            self._seen = state  # before loading: what cannot be loaded is reported once, not at every call
+        if state != self._seen and (state != self._failed or time.monotonic() >= self._try_again):
             old = self._identity.subject
             try:
                 identity = Identity.load(self._identity.folder, role=old.role)
@@ -35,12 +38,15 @@ class CurrentIdentity:
                 if identity.subject.name != old.name:
                     raise IdentityError(f"it is of {identity.subject.name}, not of {old.name}")
             except IdentityError as error:
-                if self._logger is not None:
+                # It may be possible soon, with nothing of the files changed: by their mode, say.
+                known = state == self._failed and str(error) == self._told
+                self._failed, self._told, self._try_again = state, str(error), time.monotonic() + TRY_AGAIN_SECONDS
+                if self._logger is not None and not known:
                     self._logger.warning(
                         "keeping the old %s certificate, the new one cannot be used: %s", old.role, error
                     )
             else:
-                self._identity = identity
+                self._identity, self._seen, self._told = identity, state, ""
                 if self._logger is not None:
                     self._logger.info("%s certificate renewed, valid until %s", old.role, identity.subject.not_after)
         return self._identity

@@ -14,6 +14,7 @@ from filelock import FileLock, Timeout
 from pfedsecure.errors import IdentityError
 
 _LARGEST_FILE = 1 << 20  # bytes; keys, certificates, requests and kits are a few kilobytes
+_LARGEST_LIST = 1 << 28  # bytes; a certificate takes some hundred
 _LOCK_PATIENCE = 30.0  # seconds; what is done under a lock takes milliseconds
 
 
@@ -63,13 +64,22 @@ def read_secret(path: Path) -> bytes:
 
 def read_public(path: Path) -> bytes:
     """The content of a certificate, request or kit; IdentityError when it cannot be read or is far too large."""
+    return _read(path, _LARGEST_FILE, "it is no certificate, request or kit")
+
+
+def read_list(path: Path) -> bytes:
+    """The content of a file that grows with every certificate; IdentityError when it cannot be read."""
+    return _read(path, _LARGEST_LIST, "it is no record or list of certificates")
+
+
+def _read(path: Path, most: int, otherwise: str) -> bytes:
     try:
         with path.open("rb") as file:
-            data = file.read(_LARGEST_FILE + 1)
+            data = file.read(most + 1)
     except OSError as error:
         raise IdentityError(f"cannot read {path}: {error.strerror}") from None
-    if len(data) > _LARGEST_FILE:
-        raise IdentityError(f"{path} is larger than {_LARGEST_FILE} bytes: it is no certificate, request or kit")
+    if len(data) > most:
+        raise IdentityError(f"{path} is larger than {most} bytes: {otherwise}")
     return data
 
 

@@ -14,7 +14,7 @@ from typing import TypeVar
 
 from pfedsecure.errors import IdentityError
 from pfedsecure.pki.certificates import Subject
-from pfedsecure.pki.files import exists, read_public, reported
+from pfedsecure.pki.files import exists, read_list, reported
 
 REMOVED_FILE = "removed.jsonl"
 """In the authority's folder: members that later rotations leave out too, until they are approved again."""
@@ -129,7 +129,7 @@ def _issued(content: dict[str, str]) -> IssuedRecord:
 
 def _read(path: Path, parse: Callable[[dict[str, str]], _Record]) -> list[_Record]:
     records = []
-    for number, line in enumerate(read_public(path).splitlines(keepends=True), start=1):
+    for number, line in enumerate(read_list(path).splitlines(keepends=True), start=1):
         try:
             if not line.endswith(b"\n"):
                 raise ValueError("cut short")

@@ -53,18 +53,21 @@ class _Reloader:
 
     def __init__(self, identity: Identity) -> None:
         self._current = CurrentIdentity(identity, _logger)
-        self._shown = identity
+        self._shown = self._told = identity
 
     def __call__(self) -> grpc.ServerCertificateConfiguration | None:
         identity = self._current()
         if identity is self._shown:
             return None
-        self._shown = identity
         try:
-            return _configuration(identity)
+            configuration = _configuration(identity)
         except IdentityError as error:
-            _logger.warning("keeping the old server certificate, the new one cannot be used: %s", error)
+            if identity is not self._told:
+                self._told = identity
+                _logger.warning("keeping the old server certificate, the new one cannot be used: %s", error)
             return None
+        self._shown = identity
+        return configuration
 
 
 def _configuration(identity: Identity) -> grpc.ServerCertificateConfiguration:

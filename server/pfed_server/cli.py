@@ -28,7 +28,7 @@ from pfedsecure.logs import LogFormat, configure, json_formatter
 from pfedsecure.pki.countersignature import countersign
 from pfedsecure.pki.current import CurrentIdentity
 from pfedsecure.pki.development import DEVELOPMENT_FOLDER, ensure_development_pki
-from pfedsecure.pki.files import read_public
+from pfedsecure.pki.files import read_list
 from pfedsecure.pki.identity import Identity
 from pfedsecure.pki.revocation import RevocationList
 from pfedsecure.plan import Plan
@@ -168,7 +168,7 @@ def main(
         identity = _identity(identity_folder)
     authority = None if identity is None else identity.authority
     if authority is not None and crl is not None:
-        RevocationList.read(read_public(crl), authority, str(crl))
+        RevocationList.read(read_list(crl), authority, str(crl))
     server_aggregation(plan, shape, authority)  # refuses what cannot be had before a state is made for it
     if insecure and plan.sealed_experts:
         raise ProtectionUnavailable(

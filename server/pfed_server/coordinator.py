@@ -16,7 +16,6 @@ import math
 import secrets
 from collections.abc import Collection, Sequence
 from concurrent.futures import Executor
-from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -145,7 +144,9 @@ class Coordinator:
 
     async def await_view(self, peer: Peer, request: fed.AwaitRequest) -> fed.FederationView:
         """The newest view; waits for one that is not `seen_version`, but never long enough to be taken for gone."""
-        self._member(peer, request.instance_id)
+        member = self._member(peer, request.instance_id)
+        if not member.serial and peer.serial is not None:  # it joined before servers remembered which certificate
+            await self._federation.exclusively(partial(self._join, peer, request.instance_id, member.expert_id))
         if not math.isfinite(request.wait_seconds):
             raise MessageRejected(f"wait_seconds {request.wait_seconds} is not a number of seconds")
         longest = min(LONGEST_WAIT_SECONDS, self._federation.liveness.timeout / 2)
@@ -319,12 +320,16 @@ class Coordinator:
             await federation.tell(events.joined(member.name, member.fingerprint))
 
     async def _leave(self, peer: Peer, instance_id: str) -> None:
-        known = self._federation.state.members.get(peer.name)
-        if known is not None and not known.taking_part:
-            check_key(known, peer)
+        require_role(peer, "client")
+        member = self._federation.state.members.get(peer.name)
+        if member is None:
+            raise NotAMember(f"{peer.name} does not take part in this federation")
+        check_may_have_name(member, peer)  # it may have renewed its certificate since it was last here
+        if not member.taking_part:
             return
-        member = self._current(peer, instance_id)
-        await self._federation.change(partial(self._store.save_member, replace(member, taking_part=False)))
+        if instance_id != member.instance_id:
+            raise NameTaken(f"another process has joined as {peer.name} meanwhile; stop one of the two")
+        await self._federation.change(partial(self._store.expel, [member.name]))  # what it lent goes with it
         self._federation.forget(member.name)
         _logger.warning(
             "%s left; it keeps the clients' secret: have the authority make a new one, `pfed pki rotate --without %s`",

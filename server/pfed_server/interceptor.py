@@ -16,8 +16,8 @@ import grpc.aio
 from google.protobuf.message import DecodeError
 from sqlalchemy.exc import OperationalError
 
+from pfed_server.refusal_log import RefusalLog
 from pfed_server.service import Identify
-from pfedsecure.console import one_line
 from pfedsecure.errors import MessageRejected, PfedError, ServerUnreachable, TooManyCalls
 from pfedsecure.wire.peer import ServicerContext
 from pfedsecure.wire.status import abort, abort_code
@@ -35,6 +35,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
 
     def __init__(self, identify: Identify) -> None:
         self._identify = identify
+        self._refusals = RefusalLog()
 
     async def intercept_service(
         self,
@@ -42,10 +43,14 @@ class CallInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
         handler_call_details: grpc.HandlerCallDetails,
     ) -> Handler:
         handler = await continuation(handler_call_details)
-        return handler if handler is None else _wrapped(handler, handler_call_details.method, self._identify)
+        return (
+            handler
+            if handler is None
+            else _wrapped(handler, handler_call_details.method, self._identify, self._refusals)
+        )
 
 
-def _wrapped(handler: Any, method: str, identify: Identify) -> Handler:
+def _wrapped(handler: Any, method: str, identify: Identify, refusals: RefusalLog) -> Handler:
     def decode(data: bytes) -> Any:
         try:
             return handler.request_deserializer(data)
@@ -53,12 +58,12 @@ def _wrapped(handler: Any, method: str, identify: Identify) -> Handler:
             raise MessageRejected(f"a message of {method} cannot be decoded") from None
 
     async def unary_unary(data: bytes, context: ServicerContext) -> Any:
-        async with _reported(method, context):
+        async with _reported(method, context, refusals):
             identify(context)
             return await handler.unary_unary(decode(data), context)
 
     async def unary_stream(data: bytes, context: ServicerContext) -> None:
-        async with _reported(method, context):
+        async with _reported(method, context, refusals):
             identify(context)
             replies = handler.unary_stream(decode(data), context)
             if not isinstance(replies, AsyncGenerator):  # gRPC's other way: it writes to the context by itself
@@ -73,7 +78,7 @@ def _wrapped(handler: Any, method: str, identify: Identify) -> Handler:
                 yield decode(data)
 
     async def stream_unary(messages: AsyncIterator[bytes], context: ServicerContext) -> Any:
-        async with _reported(method, context), aclosing(decoded(messages)) as requests:
+        async with _reported(method, context, refusals), aclosing(decoded(messages)) as requests:
             identify(context)
             return await handler.stream_unary(requests, context)
 
@@ -86,7 +91,7 @@ def _wrapped(handler: Any, method: str, identify: Identify) -> Handler:
 
 
 @asynccontextmanager
-async def _reported(method: str, context: ServicerContext) -> AsyncIterator[None]:
+async def _reported(method: str, context: ServicerContext, refusals: RefusalLog) -> AsyncIterator[None]:
     """Turn what is raised inside into a gRPC status: a caller's mistake in words, anything else without details.
 
     A fault of the storage may pass, a full disk or a locked database: clients are told to try again.
@@ -96,7 +101,7 @@ async def _reported(method: str, context: ServicerContext) -> AsyncIterator[None
     except PfedError as error:
         if abort_code(error) is not grpc.StatusCode.INTERNAL:
             if not isinstance(error, TooManyCalls):  # `admission` tells of those, and not of each
-                _logger.info("%s refused to %s: %s", method, context.peer(), one_line(str(error)))
+                refusals.tell(method, context.peer(), error)
             await abort(context, error)
         await _abort_internal(method, context)
     except (OperationalError, OSError):

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from datetime import UTC, datetime, timedelta
@@ -18,7 +19,7 @@ from pathlib import Path
 from cryptography import x509
 
 from pfedsecure.errors import IdentityError
-from pfedsecure.pki.files import exists, read_public, write_public
+from pfedsecure.pki.files import exists, read_list, write_public
 from pfedsecure.pki.revocation import RevocationList
 from pfedsecure.wire.peer import Peer
 
@@ -48,9 +49,10 @@ class Revocations:
         self._list: RevocationList | None = None
         self._is_kept, self._told_unkept = True, False
         if exists(kept):
-            self._list = RevocationList.read(read_public(kept), authority, str(kept))
+            self._list = RevocationList.read(read_list(kept), authority, str(kept))
         self._warned_overdue: datetime | None = None
         self._seen = self._stamp()
+        self._failed, self._try_again, self._told = self._seen, 0.0, ""
         if file is not None:
             self._take(file)
 
@@ -64,11 +66,20 @@ class Revocations:
         stamp = self._stamp()
         if stamp == self._seen or self._file is None:
             return
-        self._seen = stamp  # before reading: what cannot be used is reported once, not at every call
+        if stamp == self._failed and time.monotonic() < self._try_again:
+            return
         try:
             self._take(self._file)
         except IdentityError as error:
-            _logger.warning("the revocation list that is known goes on to count, the new one cannot be used: %s", error)
+            # What cannot be read may be so soon, with nothing of the file changed: by its mode, or free descriptors.
+            known = stamp == self._failed and str(error) == self._told
+            self._failed, self._told, self._try_again = stamp, str(error), time.monotonic() + LOOK_SECONDS
+            if not known:
+                _logger.warning(
+                    "the revocation list that is known goes on to count, the new one cannot be used: %s", error
+                )
+        else:
+            self._seen, self._told = stamp, ""
 
     def check(self, peer: Peer) -> None:
         """Raise IdentityError when the certificate of `peer` is revoked, by the file as it is at this moment."""
@@ -107,7 +118,7 @@ class Revocations:
             self._is_kept = True
 
     def _take(self, file: Path) -> None:
-        newer = RevocationList.read(read_public(file), self._authority, str(file))
+        newer = RevocationList.read(read_list(file), self._authority, str(file))
         known = self._list
         if known is not None and newer.number < known.number:
             _logger.warning(

@@ -110,6 +110,14 @@ def test_a_folder_of_images_brings_its_class_names(run: Simulate, digits_folder:
     assert report()["protections"]["matching"] == "he"
 
 
+def test_a_plan_with_views_trains_on_them(run: Simulate, digits_folder: Path) -> None:
+    one = run("--clients", "3", "--plan", "plan.toml", "--data", str(digits_folder), "--json", "one.json")
+    Path("plan.toml").write_text(PLAN.replace("local_epochs = 1", "local_epochs = 1\nviews = 3"))
+    three = run("--clients", "3", "--plan", "plan.toml", "--data", str(digits_folder), "--json", "three.json")
+    assert (one.exit_code, three.exit_code) == (0, 0), three.output
+    assert report("one.json")["clients"] != report("three.json")["clients"]
+
+
 def test_private_clients(run: Simulate) -> None:
     plan = PLAN + "\n[privacy]\nsteps = 2\n"
     Path("private.toml").write_text(plan)

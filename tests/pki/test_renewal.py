@@ -167,3 +167,38 @@ def test_who_replaces_a_lost_key_succeeds_it_only_if_the_approver_says_so(
     succeeded = install_kit(tmp_path / "newer", kit).subject.succeeds
     assert alice.subject.fingerprint not in succeeded
     assert len(succeeded) == 1
+
+
+def test_a_key_that_was_replaced_renews_nothing(authority: Authority, enrolled: Enrol, tmp_path: Path) -> None:
+    """Whoever stole it would become the newest of that name: the next rotation's kit, and the name, would be its."""
+    stolen = enrolled(authority, "bob")
+    csr = request(tmp_path / "new", "bob", "client").read_bytes()
+    kit = authority.admit(csr, name="bob", role="client", days=20, replace=True, heir=True)
+    with pytest.raises(IdentityError, match="renews no certificate that client bob has and that is still good"):
+        approved(authority, stolen)
+    revoke(authority, ["bob"], keep_newest=True)
+    assert approved(authority, install_kit(tmp_path / "new", kit))
+
+
+def test_a_removed_member_does_not_come_back_by_a_renewal(
+    authority: Authority, enrolled: Enrol, tmp_path: Path
+) -> None:
+    """It would be given the secret that it was removed to be kept from."""
+    bob = enrolled(authority, "bob")
+    enrolled(authority, "alice")
+    rotate(authority, tmp_path / "kits", ["bob"])
+    with pytest.raises(IdentityError, match=r"bob was removed from the cohort on .*: approve with --replace"):
+        approved(authority, bob)
+    assert approved(authority, bob, replace=True)
+
+
+def test_a_certificate_that_cannot_be_read_yet_is_taken_when_it_can(authority: Authority, enrolled: Enrol) -> None:
+    """Mending a file's mode changes neither its time nor its number."""
+    old = enrolled(authority, "alice")
+    current = CurrentIdentity(old)
+    new = install_kit(old.folder, approved(authority, old))
+    new.key_path.chmod(0o640)
+    assert current() is old
+    new.key_path.chmod(0o600)
+    current._try_again = 0.0
+    assert current().subject == new.subject

@@ -54,7 +54,7 @@ async def measured(plan: Plan, members: Any, folder: Path) -> AsyncIterator[Scen
     coordinator = Coordinator(plan, store, context_shape=SHAPE, authority=members.server.authority, tell=metrics.tell)
     anywhere = Address("127.0.0.1", 0)
     with watching(coordinator.federation, "mtls", metrics, anywhere, None):
-        async with serving(coordinator, anywhere, members.server, [metrics]) as address:
+        async with serving(coordinator, anywhere, members.server, calls=[metrics]) as address:
             yield Scene(address, metrics)
     store.close()
 

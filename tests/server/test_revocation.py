@@ -351,3 +351,21 @@ async def test_what_was_revoked_while_the_server_was_down_is_seen_to_at_its_star
                     await join(stubs, plan)
             assert store.load().members["mallory"].taking_part == (not number)
     store.close()
+
+
+def test_a_list_that_cannot_be_read_yet_counts_as_soon_as_it_can(
+    consortium: Consortium, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A process out of descriptors, say, which strangers' connections can bring about: nothing of the file changes."""
+    mallory = peer(consortium, "mallory")
+    revocations = consortium.revocations()
+    consortium.revoke("mallory")
+    with monkeypatch.context() as patch:
+        patch.setattr(revocation, "read_list", too_many_open_files)
+        assert not is_revoked(revocations, mallory)
+    revocations._try_again = 0.0
+    assert is_revoked(revocations, mallory)
+
+
+def too_many_open_files(path: Path) -> bytes:
+    raise IdentityError(f"cannot read {path}: Too many open files")

@@ -40,7 +40,7 @@ async def test_a_round_is_a_trace_with_its_calls(make_plan: MakePlan, members: A
         coordinator = Coordinator(plan, store, context_shape=(2, 3), tell=tracing.tell)
         async with (
             asyncio.timeout(30),
-            serving(coordinator, Address("127.0.0.1", 0), members.server, [tracing]) as address,
+            serving(coordinator, Address("127.0.0.1", 0), members.server, calls=[tracing]) as address,
             connect(address, members.identity("anna")) as anna,
             connect(address, members.identity("bert")) as bert,
         ):

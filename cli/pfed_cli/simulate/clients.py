@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 
 from pfed_cli.simulate.shares import Indices
@@ -40,5 +41,11 @@ def clients_of(
         except DataError as error:
             raise DataError(f"{name}: {error}") from None
         splits[name] = rows[train], rows[test]
-    features = image_features(backbone, images, cache_dir=cache / "features", on_progress=on_progress)
-    return [SimulatedClient(name, features.subset(rows[0]), features.subset(rows[1])) for name, rows in splits.items()]
+    compute = partial(image_features, backbone, cache_dir=cache / "features", on_progress=on_progress)
+    features = compute(images)
+    trained_on = {name: features.subset(train) for name, (train, _) in splits.items()}
+    if plan.training.views > 1:
+        trained_on = {
+            name: compute(images.subset(train), views=plan.training.views) for name, (train, _) in splits.items()
+        }
+    return [SimulatedClient(name, trained_on[name], features.subset(test)) for name, (_, test) in splits.items()]
