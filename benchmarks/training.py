@@ -38,17 +38,24 @@ SCALED_CLASSES, SCALED_EXPERTS, SCALED_BATCHES = (10, 37, 100, 400, 1000), (0, 3
 
 @benchmark
 @click.option("--device", default="cpu", show_default=True, help="Where to compute, say cuda.")
-def command(*, quick: bool, device: str) -> Outcome:
+@click.option("--model", "models", multiple=True, help=f"Of open_clip, may be repeated.  [default: {VIT}, {RESNET}]")
+@click.option("--classes", type=click.IntRange(2), multiple=True, help=f"May be repeated.  [default: {CLASSES}]")
+@click.option(
+    "--compare-only", is_flag=True, help="Leave out what grows with C, K and B, bfloat16 and forms of the gate."
+)
+def command(
+    *, quick: bool, device: str, models: tuple[str, ...], classes: tuple[int, ...], compare_only: bool
+) -> Outcome:
     """A local epoch of ours against the published way: time, memory and losses; and a step against the floor.
 
     About an hour on two cores.
     """
-    models = (TINY_NAME,) if quick else (VIT, RESNET)
-    classes = (4, 10) if quick else CLASSES
+    models = models or ((TINY_NAME,) if quick else (VIT, RESNET))
+    classes = tuple(sorted(classes)) or ((4, 10) if quick else CLASSES)
     base = Case(models[0], classes[0], 8 if quick else BATCH, 2 if quick else EXPERTS, 16 if quick else IMAGES)
     base = replace(base, device=device)
     compared = [replace(base, model=model, classes=count) for model in models for count in classes]
-    scaled = [] if quick else scaling_cases(base)
+    scaled = [] if quick or compare_only else scaling_cases(base)
     half = replace(base, precision="bf16", epochs=1)
     rows: list[Row] = []
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
@@ -57,7 +64,7 @@ def command(*, quick: bool, device: str) -> Outcome:
         Progress(*columns, console=Console(stderr=True)) as progress,
     ):
         cache = Path(folder)
-        bar = progress.add_task("training", total=len(compared) + len(scaled) + 2)
+        bar = progress.add_task("training", total=len(compared) + len(scaled) + (0 if compare_only else 2))
         for case in compared:
             progress.update(bar, description=f"{case.model}, C = {case.classes}")
             rows.append(compare(case, QUICK_ROUNDS if quick else ROUNDS, cache))
@@ -66,12 +73,13 @@ def command(*, quick: bool, device: str) -> Outcome:
             progress.update(bar, description=f"C = {case.classes}, K = {case.experts}, B = {case.batch}")
             rows.append(alone("scaling", case, measure_ours(case, 2, cache)))
             progress.advance(bar)
-        progress.update(bar, description="bfloat16")
-        rows += precision_rows(half, cache)
-        progress.advance(bar)
-        progress.update(bar, description="gate")
-        rows += gate_rows(classes[-1], base.batch, base.experts, device)
-        progress.advance(bar)
+        if not compare_only:
+            progress.update(bar, description="bfloat16")
+            rows += precision_rows(half, cache)
+            progress.advance(bar)
+            progress.update(bar, description="gate")
+            rows += gate_rows(classes[-1], base.batch, base.experts, device)
+            progress.advance(bar)
     gpu = torch.cuda.get_device_name(device) if torch.device(device).type == "cuda" else None
     params = {
         "quick": quick,

@@ -35,13 +35,15 @@ def training_table(report: Report) -> str:
         for row in scaled:
             size = " | ".join(str(row[what]) for what in ("classes", "experts", "batch"))
             lines.append(f"| {size} | {_floor(row)} |")
-    lines += ["", "| precision | step, ms | features differ by | losses differ by |", "|---|---|---|---|"]
-    for row in _of(report, "precision"):
-        differences = [f"{_number(row, what):.1g}" if what in row else "–" for what in _DIFFERENCES]
-        lines.append(f"| {row['precision']} | {_number(row, 'step_ms'):.0f} | {' | '.join(differences)} |")
-    lines += ["", "| gate | ms | kept for the way back, in B C g |", "|---|---|---|"]
-    for row in _of(report, "gate"):
-        lines.append(f"| {row['form']} | {_number(row, 'ms'):.1f} | {_number(row, 'kept_over_bcg'):.1f} |")
+    if halves := _of(report, "precision"):
+        lines += ["", "| precision | step, ms | features differ by | losses differ by |", "|---|---|---|---|"]
+        for row in halves:
+            differences = [f"{_number(row, what):.1g}" if what in row else "–" for what in _DIFFERENCES]
+            lines.append(f"| {row['precision']} | {_number(row, 'step_ms'):.0f} | {' | '.join(differences)} |")
+    if forms := _of(report, "gate"):
+        lines += ["", "| gate | ms | kept for the way back, in B C g |", "|---|---|---|"]
+        for row in forms:
+            lines.append(f"| {row['form']} | {_number(row, 'ms'):.1f} | {_number(row, 'kept_over_bcg'):.1f} |")
     return "\n".join([*lines, ""])
 
 
