@@ -35,6 +35,7 @@ from __future__ import annotations
 import math
 import os
 from decimal import Context, Decimal, localcontext
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -96,6 +97,7 @@ class RoundedGaussian:
         return low
 
 
+@lru_cache(maxsize=2)  # a table takes a tenth of a second and up to 64 MiB, and each release asks for its own
 def _table(sigma: float) -> NDArray[np.int64]:
     """2**63 T(k) for k = K, ..., 2, 1: ascending. T(K) is below the margin, so that no larger k is decided here."""
     size = math.ceil(_TABLE_REACH * sigma) + 1
@@ -105,6 +107,7 @@ def _table(sigma: float) -> NDArray[np.int64]:
     for k in np.unique(np.geomspace(1, size, _TABLE_CHECKS).astype(int)).tolist():
         if abs(int(table[size - k]) - int(_exact_tail(k, sigma) * 2**_BITS)) > _MARGIN // 8:
             raise RuntimeError("this machine's math.erfc is not accurate enough to draw noise with")
+    table.setflags(write=False)
     return table
 
 

@@ -45,7 +45,7 @@ def plain(tmp_path: Path) -> Iterator[World]:
 
 
 def test_some_sequences() -> None:
-    run_state_machine_as_test(Operations, settings=settings(EXAMPLES, max_examples=5, derandomize=True, database=None))
+    run_state_machine_as_test(Operations, settings=settings(EXAMPLES, max_examples=3, derandomize=True, database=None))
 
 
 @pytest.mark.slow

@@ -173,6 +173,7 @@ def test_a_file_that_cannot_be_written_is_told(run: Simulate) -> None:
     assert "taken" in result.output
 
 
+@pytest.mark.slow
 def test_ctrl_c_ends_it(tmp_path: Path) -> None:
     arguments = [sys.executable, "-m", "pfed_cli.main", "simulate", "--rounds", "500"]
     with subprocess.Popen(

@@ -205,6 +205,7 @@ def test_a_writer_that_is_killed_anywhere_leaves_nothing_wrong_and_loses_nothing
     assert found["boundaries"] > 100
 
 
+@pytest.mark.slow
 def test_the_same_kills_are_noticed_where_the_protection_is_taken_out(tmp_path: Path) -> None:
     """Segments are written in their place, and their content is believed."""
     assert ran("kill", str(tmp_path), "--unprotected")["complaints"]

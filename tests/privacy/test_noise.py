@@ -154,6 +154,7 @@ def test_bad_sigmas_are_refused(sigma: float) -> None:
 
 def test_a_machine_that_cannot_compute_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     right = math.erfc
+    noise._table.cache_clear()
     monkeypatch.setattr(noise.math, "erfc", lambda x: right(x) * (1 + 1e-12))
     with pytest.raises(RuntimeError, match="not accurate enough"):
         RoundedGaussian(5.0)
