@@ -32,6 +32,8 @@ REFUSED_LINES = 50
 """In a window, each for another caller or reason; more are only counted."""
 MAX_WAITING = 10_000
 """Events that wait for a disk that cannot be written; more are only counted."""
+TRY_AGAIN_SECONDS = 5.0
+"""After it could not be."""
 
 _CAUSED_BY_CALLERS = {"joined", "left", "refused", "expert-reported", "matching-reported", "matching-set-up"}
 
@@ -84,6 +86,7 @@ class AuditLog:
         self._number, self._head, self._size = number, head, size
         self._bounded = Bounded()
         self._waiting: list[Event] = []
+        self._try_again = 0.0
         self._lost = 0
         self._unclean = False
         self._lock = threading.Lock()
@@ -140,6 +143,7 @@ class AuditLog:
     def close(self) -> None:
         """Write what is left to be said, and no more after that."""
         with self._lock:
+            self._try_again = 0.0
             self._write(self._bounded.rest())
             os.close(self._file)
         _logger.info("audit log %s: %d lines, head %s", self._path, self.lines, self.head or "none yet")
@@ -151,7 +155,7 @@ class AuditLog:
         writing = list(self._waiting)
         if self._lost:
             writing.append(Event("lost", details={"events": self._lost}))
-        if not writing:
+        if not writing or time.monotonic() < self._try_again:
             return
         number, head, lines = self._number, self._head, b""
         for event in writing:
@@ -161,7 +165,9 @@ class AuditLog:
         try:
             self._append(lines)
         except OSError:
-            _logger.exception("%s: %d lines cannot be written; trying again with the next", self._path, len(writing))
+            # Not with every event: all that waits is written at once, and callers that are refused can be many.
+            self._try_again = time.monotonic() + TRY_AGAIN_SECONDS
+            _logger.exception("%s: %d lines cannot be written; trying again soon", self._path, len(writing))
             return
         self._number, self._head = number, head
         self._waiting, self._lost = [], 0
