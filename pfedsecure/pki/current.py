@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import logging
-import time
-from pathlib import Path
 
 from pfedsecure.errors import IdentityError
 from pfedsecure.pki.identity import Identity
-
-TRY_AGAIN_SECONDS = 1.0
+from pfedsecure.pki.watched import WatchedFiles
 
 
 class CurrentIdentity:
@@ -22,14 +19,11 @@ class CurrentIdentity:
     def __init__(self, identity: Identity, logger: logging.Logger | None = None) -> None:
         self._identity = identity
         self._logger = logger
-        self._files = (identity.key_path, identity.certificate_path)
-        self._seen = self._state()
-        self._failed, self._try_again, self._told = self._seen, 0.0, ""
+        self._files = WatchedFiles(identity.key_path, identity.certificate_path)
 
     def __call__(self) -> Identity:
         """The newest identity that is acceptable."""
-        state = self._state()
-        if state != self._seen and (state != self._failed or time.monotonic() >= self._try_again):
+        if (stamp := self._files.changed()) is not None:
             old = self._identity.subject
             try:
                 identity = Identity.load(self._identity.folder, role=old.role)
@@ -38,27 +32,13 @@ class CurrentIdentity:
                 if identity.subject.name != old.name:
                     raise IdentityError(f"it is of {identity.subject.name}, not of {old.name}")
             except IdentityError as error:
-                # It may be possible soon, with nothing of the files changed: by their mode, say.
-                known = state == self._failed and str(error) == self._told
-                self._failed, self._told, self._try_again = state, str(error), time.monotonic() + TRY_AGAIN_SECONDS
-                if self._logger is not None and not known:
+                if self._files.refused(stamp, str(error)) and self._logger is not None:
                     self._logger.warning(
                         "keeping the old %s certificate, the new one cannot be used: %s", old.role, error
                     )
             else:
-                self._identity, self._seen, self._told = identity, state, ""
+                self._identity = identity
+                self._files.taken(stamp)
                 if self._logger is not None:
                     self._logger.info("%s certificate renewed, valid until %s", old.role, identity.subject.not_after)
         return self._identity
-
-    def _state(self) -> list[tuple[int, int] | None]:
-        """What tells one version of the files from the next; None for a file that is not there."""
-        return [_stamp(path) for path in self._files]
-
-
-def _stamp(path: Path) -> tuple[int, int] | None:
-    try:
-        status = path.stat()
-    except OSError:
-        return None
-    return status.st_mtime_ns, status.st_ino

@@ -10,9 +10,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import time
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -21,6 +20,7 @@ from cryptography import x509
 from pfedsecure.errors import IdentityError
 from pfedsecure.pki.files import exists, read_list, write_public
 from pfedsecure.pki.revocation import RevocationList
+from pfedsecure.pki.watched import WatchedFiles
 from pfedsecure.wire.peer import Peer
 
 KEPT_FILE = "revoked.crl"
@@ -51,8 +51,7 @@ class Revocations:
         if exists(kept):
             self._list = RevocationList.read(read_list(kept), authority, str(kept))
         self._warned_overdue: datetime | None = None
-        self._seen = self._stamp()
-        self._failed, self._try_again, self._told = self._seen, 0.0, ""
+        self._watched = WatchedFiles(*([] if file is None else [file]))
         if file is not None:
             self._take(file)
 
@@ -63,23 +62,18 @@ class Revocations:
 
     def look(self) -> None:
         """Take the list in the file if it has changed; a new one that cannot be used is logged once."""
-        stamp = self._stamp()
-        if stamp == self._seen or self._file is None:
-            return
-        if stamp == self._failed and time.monotonic() < self._try_again:
+        stamp = self._watched.changed()
+        if stamp is None or self._file is None:
             return
         try:
             self._take(self._file)
         except IdentityError as error:
-            # What cannot be read may be so soon, with nothing of the file changed: by its mode, or free descriptors.
-            known = stamp == self._failed and str(error) == self._told
-            self._failed, self._told, self._try_again = stamp, str(error), time.monotonic() + LOOK_SECONDS
-            if not known:
+            if self._watched.refused(stamp, str(error)):
                 _logger.warning(
                     "the revocation list that is known goes on to count, the new one cannot be used: %s", error
                 )
         else:
-            self._seen, self._told = stamp, ""
+            self._watched.taken(stamp)
 
     def check(self, peer: Peer) -> None:
         """Raise IdentityError when the certificate of `peer` is revoked, by the file as it is at this moment."""
@@ -136,14 +130,6 @@ class Revocations:
         _logger.info("revocation list %d: %d certificates", newer.number, len(newer.serials))
         self._is_kept, self._told_unkept = False, False
         self.keep()
-
-    def _stamp(self) -> tuple[int, int, int] | None:
-        """What tells one version of the file from the next; None for a file that is not there."""
-        with suppress(OSError):
-            if self._file is not None:
-                status = self._file.stat()
-                return status.st_mtime_ns, status.st_ino, status.st_size
-        return None
 
 
 class RevocationGuard:

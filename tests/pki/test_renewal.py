@@ -200,5 +200,5 @@ def test_a_certificate_that_cannot_be_read_yet_is_taken_when_it_can(authority: A
     new.key_path.chmod(0o640)
     assert current() is old
     new.key_path.chmod(0o600)
-    current._try_again = 0.0
+    current._files._try_again = 0.0
     assert current().subject == new.subject

@@ -363,7 +363,7 @@ def test_a_list_that_cannot_be_read_yet_counts_as_soon_as_it_can(
     with monkeypatch.context() as patch:
         patch.setattr(revocation, "read_list", too_many_open_files)
         assert not is_revoked(revocations, mallory)
-    revocations._try_again = 0.0
+    revocations._watched._try_again = 0.0
     assert is_revoked(revocations, mallory)
 
 
