@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import multiprocessing
-import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
@@ -15,6 +14,8 @@ from statistics import median
 from cryptography import x509
 
 from pfedsecure.secagg import Certificates, Outcome, RoundSetting, ServerRound, Step, result
+
+from .memory import peak_mib
 
 REPETITIONS = 3
 REPEATED_BELOW_MS = 1000.0
@@ -74,14 +75,4 @@ def _run(folder: str, setting: RoundSetting, authority: bytes, answer: Connectio
         started = time.process_time()
         outcome = result(ServerRound(setting, certificates, stored))
         times.append(1000 * (time.process_time() - started))
-    answer.send(LastStep(median(times), _peak_mib(), outcome))
-
-
-def _peak_mib() -> float:
-    """Peak resident memory of this process. Not `ru_maxrss` on Linux: that starts with the parent's."""
-    if sys.platform.startswith("linux"):
-        lines = Path("/proc/self/status").read_text().splitlines()
-        return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM:")) / 1024
-    import resource
-
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    answer.send(LastStep(median(times), peak_mib(), outcome))

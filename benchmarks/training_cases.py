@@ -29,6 +29,7 @@ from pfedsecure.plan import Plan
 from pfedsecure.seeds import derive_seed
 
 from . import published_way
+from .memory import peak_mib
 
 NAME = "client-1"
 _SIZES = (512, 1024, 2048)
@@ -255,12 +256,5 @@ def _finished(measured: Measured, watch: _Stopwatch, backbone: Backbone) -> Meas
     if backbone.device.type == "cuda":
         measured.peak_mib = torch.cuda.max_memory_allocated(backbone.device) / 2**20
     else:
-        measured.peak_mib = _peak_resident_mib()
+        measured.peak_mib = peak_mib()
     return measured
-
-
-def _peak_resident_mib() -> float:
-    """Of this process: not `ru_maxrss`, in which a new program inherits the peak of the one that started it."""
-    status = Path("/proc/self/status").read_text()
-    kilobytes = next(line.split()[1] for line in status.splitlines() if line.startswith("VmHWM"))
-    return int(kilobytes) / 2**10

@@ -47,7 +47,7 @@ def run(sequence: Story) -> str | None:
             for name in MEMBERS:
                 world.start(name)
             for order in sequence.orders:
-                _give(world, order)
+                give(world, order)
                 world.check()
             world.end()
         except Violation as violation:
@@ -87,7 +87,8 @@ def _order(chance: random.Random) -> Order:
     return what, name, None
 
 
-def _give(world: World, order: Order) -> None:
+def give(world: World, order: Order) -> None:
+    """Have `order` happen. Raises ValueError for one that there is not."""
     what, one, other = order
     match what, one, other:
         case "time passes", float(seconds), _:

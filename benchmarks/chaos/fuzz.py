@@ -34,6 +34,8 @@ from pfedsecure.wire.v1 import federation_pb2, operations_pb2, round_pb2
 from pfedsecure.wire.v1 import federation_pb2 as fed
 from pfedsecure.wire.v1.federation_pb2_grpc import FederationStub
 
+from ..memory import resident_mib
+
 AT_ONCE = 6
 CALL_SECONDS = 2.0
 """Of which a call for news may use all."""
@@ -162,7 +164,7 @@ class Messages:
 async def _fuzz(count: int, seed: int, folder: Path, process: subprocess.Popen[bytes], address: str) -> Fuzzed:
     identity = enrol(folder / DEVELOPMENT_FOLDER, "fuzz", "client", folder / "fuzz")
     plan = Plan.from_toml(folder / "plan.toml")
-    found, messages, calls = Fuzzed(mib_before=_resident_mib(process.pid)), Messages(seed), methods()
+    found, messages, calls = Fuzzed(mib_before=resident_mib(process.pid)), Messages(seed), methods()
     instance = "fuzz"
     left = count
 
@@ -194,7 +196,7 @@ async def _fuzz(count: int, seed: int, folder: Path, process: subprocess.Popen[b
 
         await join()
         await asyncio.gather(*(worker() for _ in range(AT_ONCE)))
-    found.mib_after = _resident_mib(process.pid) if process.poll() is None else 0.0
+    found.mib_after = resident_mib(process.pid) if process.poll() is None else 0.0
     if found.problem is None and found.mib_after > found.mib_before + MOST_GROWTH_MIB:
         found.problem = f"the server grew from {found.mib_before:.0f} to {found.mib_after:.0f} MiB"
     return found
@@ -254,8 +256,3 @@ def _address(process: subprocess.Popen[bytes], log: Path) -> str:
             break
         time.sleep(0.1)
     raise RuntimeError(f"the server did not start: {log.read_text()[-500:]}")
-
-
-def _resident_mib(pid: int) -> float:
-    status = Path(f"/proc/{pid}/status").read_text()
-    return next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmRSS")) / 2**10

@@ -10,9 +10,8 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from . import network, storage
 from .cast import MEMBERS, Kind
+from .driver import MEMORY, give
 from .world import World
-
-_MEMORY = Path("/dev/shm")  # noqa: S108 - what is put there is made by tempfile, for this user alone
 
 _members = st.sampled_from(MEMBERS)
 _after = st.integers(0, 12)
@@ -29,7 +28,7 @@ class Operations(RuleBasedStateMachine):
 
     @initialize(kind=st.sampled_from(("plain", "secure")), seed=st.integers(0, 2**16))
     def begin(self, kind: Kind, seed: int) -> None:
-        self._folder = tempfile.TemporaryDirectory(prefix="pfed-world-", dir=_MEMORY if _MEMORY.is_dir() else None)
+        self._folder = tempfile.TemporaryDirectory(prefix="pfed-world-", dir=MEMORY if MEMORY.is_dir() else None)
         self.world = World(kind, Path(self._folder.name), seed)
         self.world.start_server()
         for name in MEMBERS:
@@ -37,51 +36,48 @@ class Operations(RuleBasedStateMachine):
 
     @rule(seconds=st.sampled_from((0.2, 1.0, 3.0, 10.0, 40.0, 120.0)))
     def time_passes(self, seconds: float) -> None:
-        self._in().run(seconds)
+        self._give("time passes", seconds)
 
     @rule(name=_members)
     def a_member_starts(self, name: str) -> None:
-        self._in().start(name)
+        self._give("member starts", name)
 
     @rule(name=_members)
     def a_member_is_killed(self, name: str) -> None:
-        self._in().kill(name)
+        self._give("member killed", name)
 
     @rule(name=_members)
     def a_member_leaves(self, name: str) -> None:
-        world = self._in()
-        if world.server is not None and not world.members[name].network.is_cut:
-            world.leave(name)
+        self._give("member leaves", name)
 
     @rule(name=_members, cut=st.booleans())
     def a_cable_is_pulled_or_plugged_in(self, name: str, cut: bool) -> None:
-        self._in().members[name].network.is_cut = cut
+        self._give("cable", name, cut)
 
     @rule(name=_members, fault=st.sampled_from(network.FAULTS), after=_after)
     def the_network_fails(self, name: str, fault: network.NetworkFault, after: int) -> None:
-        self._in().members[name].network.plan(fault, after)
+        self._give("network fails", name, (fault, after))
 
     @rule(fault=st.sampled_from(storage.FAULTS), after=_after)
     def the_disk_fails(self, fault: storage.StorageFault, after: int) -> None:
-        if (server := self._in().server) is not None:
-            server.store.plan(fault, after)
+        self._give("disk fails", fault, after)
 
     @rule()
     def the_server_is_killed(self) -> None:
-        self._in().kill_server()
+        self._give("server killed")
 
     @rule()
     def the_server_is_stopped(self) -> None:
-        self._in().stop_server()
+        self._give("server stopped")
 
     @precondition(lambda self: self.world is not None and self.world.server is None)
     @rule()
     def the_server_is_started(self) -> None:
-        self._in().start_server()
+        self._give("server starts")
 
     @rule(seconds=st.sampled_from((-3600.0, -30.0, 30.0, 3600.0)))
     def the_clock_jumps(self, seconds: float) -> None:
-        self._in().clock.offset += seconds
+        self._give("clock jumps", seconds)
 
     @invariant()
     def all_is_as_it_must_be(self) -> None:
@@ -97,6 +93,6 @@ class Operations(RuleBasedStateMachine):
             self.world.close()
             self._folder.cleanup()
 
-    def _in(self) -> World:
+    def _give(self, what: str, one: object = None, other: object = None) -> None:
         assert self.world is not None
-        return self.world
+        give(self.world, (what, one, other))
