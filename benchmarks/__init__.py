@@ -9,6 +9,7 @@ BENCHMARKS = {
     "federation": "pFedMoAP against its baselines on photographs, 10 to 20 clients",
     "matching": "Matching on encrypted and noised sketches: cost, bytes and recall, beside TenSEAL's dot and CKKS",
     "operations": "Random faults in virtual time and random messages: whether the server stays right",
+    "precision": "bfloat16 against float32: accuracy of federations, time of a step",
     "privacy-utility": "What epsilon costs in accuracy, by mechanism, matching and shots, beside other ways",
     "secagg": "Secure aggregation: what it costs a client and the server, beside Flower's SecAgg+ and CKKS",
     "simulation": "How long a simulation of 100 clients takes, and where the time goes",

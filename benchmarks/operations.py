@@ -8,8 +8,11 @@ TLS.
 
 from __future__ import annotations
 
+import multiprocessing
+import os
 import sys
 import time
+from concurrent.futures import ProcessPoolExecutor
 
 import click
 
@@ -25,15 +28,24 @@ QUICK, USUAL, LONG = (3, 2_000), (200, 50_000), (10_000, 1_000_000)
 @click.option("--long", "long_", is_flag=True, help=f"{LONG[0]:,} sequences and {LONG[1]:,} messages: hours.")
 @click.option("--sequences", type=click.IntRange(0), help="So many instead.")
 @click.option("--messages", type=click.IntRange(0), help="So many instead.")
+@click.option(
+    "--workers",
+    type=click.IntRange(1),
+    default=os.cpu_count() or 1,
+    show_default="one for each core",
+    help="Processes that run sequences side by side.",
+)
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Other sequences and messages.")
-def command(*, quick: bool, long_: bool, sequences: int | None, messages: int | None, seed: int) -> Outcome:
+def command(
+    *, quick: bool, long_: bool, sequences: int | None, messages: int | None, workers: int, seed: int
+) -> Outcome:
     """Random sequences of faults without a broken invariant, random messages without a crash."""
     if quick and long_:
         raise click.UsageError("give one of --quick and --long")
     usual = QUICK if quick else LONG if long_ else USUAL
     sequences = usual[0] if sequences is None else sequences
     messages = usual[1] if messages is None else messages
-    rows = [sequences_row(sequences, seed), messages_row(messages, seed)]
+    rows = [sequences_row(sequences, seed, workers), messages_row(messages, seed)]
     bars = {
         "sequences_without_violation": Bar.of(float(str(rows[0]["good"])), sequences, ">="),
         "fuzzed_messages_without_crash": Bar.of(float(str(rows[1]["good"])), messages, ">="),
@@ -42,19 +54,24 @@ def command(*, quick: bool, long_: bool, sequences: int | None, messages: int | 
     return Outcome(params=params, rows=rows, bars=bars)
 
 
-def sequences_row(count: int, seed: int) -> Row:
-    """Run so many sequences, until one is found that breaks something."""
+def sequences_row(count: int, seed: int, workers: int) -> Row:
+    """Run so many sequences, until one is found that breaks something; the first of these is shrunk and said."""
     started = time.monotonic()
     good, problem = 0, None
-    with click.progressbar(range(seed, seed + count), label="sequences", file=sys.stderr) as numbers:
-        for number in numbers:
-            story = random_sequence(number)
-            if (problem := run(story)) is not None:
-                shortest = shrunk(story)
-                problem = f"sequence {number}: {problem}; {shortest.kind}, {shortest.orders}"
-                click.echo(problem, err=True)
-                break
-            good += 1
+    # Each in a fresh process: what a sequence leaves behind in one that forks would be in all of them.
+    pool = ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn"))
+    try:
+        results = pool.map(outcome, range(seed, seed + count), chunksize=max(1, min(20, count // workers)))
+        with click.progressbar(results, count, label="sequences", file=sys.stderr) as found:
+            for number, problem in found:
+                if problem is not None:
+                    shortest = shrunk(random_sequence(number))
+                    problem = f"sequence {number}: {problem}; {shortest.kind}, {shortest.orders}"
+                    click.echo(problem, err=True)
+                    break
+                good += 1
+    finally:
+        pool.shutdown(cancel_futures=True)
     return {
         "what": "sequences",
         "asked": count,
@@ -62,6 +79,11 @@ def sequences_row(count: int, seed: int) -> Row:
         "seconds": time.monotonic() - started,
         "problem": problem,
     }
+
+
+def outcome(number: int) -> tuple[int, str | None]:
+    """A sequence by its number, and what it breaks."""
+    return number, run(random_sequence(number))
 
 
 def messages_row(count: int, seed: int) -> Row:

@@ -181,12 +181,34 @@ def simulation_table(report: Report) -> str:
     return "\n".join([*lines, "", *_bars(report)])
 
 
+def precision_table(report: Report) -> str:
+    """Data sets down, both precisions across: mean accuracy in % over the seeds, and processor time of a federation."""
+    lines = [
+        f"{report.machine.cpu}; {report.params['rounds']} rounds, {len(report.params['seeds'])} seeds.",  # type: ignore[arg-type]
+        "",
+        "| | float32 | bfloat16 | CPU s: float32 / bfloat16 |",
+        "|---|---|---|---|",
+    ]
+    for name in dict.fromkeys(str(row["data_set"]) for row in report.rows):
+        both = [
+            [row for row in report.rows if (row["data_set"], row["precision"]) == (name, precision)]
+            for precision in ("fp32", "bf16")
+        ]
+        seconds = " / ".join(f"{fmean(float(str(row['cpu_seconds'])) for row in rows):.0f}" for rows in both)
+        lines.append(f"| {name} | " + " | ".join(_percent(rows, "accuracy") for rows in both) + f" | {seconds} |")
+    lines.append("")
+    for bar, found in report.bars.items():
+        lines.append(f"- `{bar}`: {found.rounded} ({found.verdict})")
+    return "\n".join(lines)
+
+
 _TABLES: dict[str, Callable[[Report], str]] = {
     "audit": audit_table,
     "dp-step": dp_step_table,
     "experts": experts_table,
     "federation": federation_table,
     "matching": lambda report: "\n".join([matching_table(report), *_bars(report)]),
+    "precision": precision_table,
     "privacy-utility": privacy_table,
     "secagg": secagg_table,
     "training": lambda report: "\n".join([training_table(report), *_bars(report)]),

@@ -16,7 +16,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator
-from contextlib import contextmanager
+from contextlib import AsyncExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -36,10 +36,14 @@ from pfedsecure.wire.v1.federation_pb2_grpc import FederationStub
 
 from ..memory import resident_mib
 
-AT_ONCE = 6
-CALL_SECONDS = 2.0
-"""Of which a call for news may use all."""
+CHANNELS, AT_ONCE = 4, 12
+"""Connections, and calls on each of them: less than the server takes as streams of one connection."""
+CALL_SECONDS = 10.0
+AWAITED_SECONDS = 0.1
+"""Of Await, which stays open until there is something to tell."""
 MOST_GROWTH_MIB = 256.0
+_APART = ("grpc.use_local_subchannel_pool", 1)
+"""So that channels to the same server do not share one connection."""
 CRASHES = {grpc.StatusCode.INTERNAL, grpc.StatusCode.UNKNOWN}
 """What a server answers when something went wrong in it that it did not expect."""
 _NUMBERS = (0, 1, 2, 7, 255, 2**31 - 1, 2**32 - 1, 2**63 - 1)
@@ -168,13 +172,19 @@ async def _fuzz(count: int, seed: int, folder: Path, process: subprocess.Popen[b
     instance = "fuzz"
     left = count
 
-    async with grpc.aio.secure_channel(address, channel_credentials(identity), CHANNEL_OPTIONS) as channel:
+    async with AsyncExitStack() as stack:
+        channels = [
+            await stack.enter_async_context(
+                grpc.aio.secure_channel(address, channel_credentials(identity), [*CHANNEL_OPTIONS, _APART])
+            )
+            for _ in range(CHANNELS)
+        ]
 
         async def join() -> None:
             request = fed.JoinRequest(plan_digest=plan.digest(), instance_id=instance)
-            await FederationStub(channel).Join(request, timeout=30)  # type: ignore[no-untyped-call]
+            await FederationStub(channels[0]).Join(request, timeout=30)  # type: ignore[no-untyped-call]
 
-        async def worker() -> None:
+        async def worker(channel: grpc.aio.Channel) -> None:
             nonlocal left
             while left > 0 and found.problem is None:
                 left -= 1
@@ -195,7 +205,7 @@ async def _fuzz(count: int, seed: int, folder: Path, process: subprocess.Popen[b
                     await join()  # a message may have been a good Leave
 
         await join()
-        await asyncio.gather(*(worker() for _ in range(AT_ONCE)))
+        await asyncio.gather(*(worker(channel) for channel in channels for _ in range(AT_ONCE)))
     found.mib_after = resident_mib(process.pid) if process.poll() is None else 0.0
     if found.problem is None and found.mib_after > found.mib_before + MOST_GROWTH_MIB:
         found.problem = f"the server grew from {found.mib_before:.0f} to {found.mib_after:.0f} MiB"
@@ -218,7 +228,7 @@ async def _call(channel: grpc.aio.Channel, method: MethodDescriptor, messages: M
             yield chunk
 
     request = upload(messages.stream(method)) if method.client_streaming else messages.message(method)
-    call = start(request, timeout=CALL_SECONDS)
+    call = start(request, timeout=AWAITED_SECONDS if method.name == "Await" else CALL_SECONDS)
     try:
         if method.server_streaming:
             async for _ in call:

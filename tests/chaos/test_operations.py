@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import secrets
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,6 +16,7 @@ from hypothesis.stateful import run_state_machine_as_test
 from pfed_benchmarks.chaos.cast import MEMBERS, PRIVATE, Kind
 from pfed_benchmarks.chaos.machine import Operations
 from pfed_benchmarks.chaos.world import Violation, World
+from pfed_benchmarks.operations import sequences_row
 from sqlalchemy import update
 
 from pfed_client.privacy import Privacy
@@ -49,10 +51,17 @@ def test_some_sequences() -> None:
 
 
 @pytest.mark.slow
-def test_many_sequences() -> None:
+def test_sequences_that_hypothesis_makes() -> None:
+    """Others in every run."""
+    run_state_machine_as_test(Operations, settings=settings(EXAMPLES, max_examples=100))
+
+
+@pytest.mark.slow
+def test_thousands_of_sequences() -> None:
     """Others in every run; `pfed bench operations --long` runs more."""
-    count = int(os.environ.get("PFED_SEQUENCES", "100"))
-    run_state_machine_as_test(Operations, settings=settings(EXAMPLES, max_examples=count))
+    count = int(os.environ.get("PFED_SEQUENCES", "2000"))
+    row = sequences_row(count, secrets.randbelow(10**9), workers=os.cpu_count() or 1)
+    assert (row["problem"], row["good"]) == (None, count)
 
 
 def test_without_faults_all_rounds_are_closed(world: World) -> None:
