@@ -23,6 +23,7 @@ from pfed_server.guards import Guard, GuardInterceptor
 from pfed_server.interceptor import CallInterceptor
 from pfed_server.metrics import Metrics
 from pfed_server.observing import CallObserver, Calls
+from pfed_server.refusals import Refusals
 from pfed_server.revocation import RevocationGuard, Revocations
 from pfed_server.service import add_services, by_certificate, by_claim
 from pfed_server.traces import Traces
@@ -110,8 +111,8 @@ async def serving(
         guards.append(ExpiryGuard(CurrentIdentity(identity)))
     federation = coordinator.federation
     interceptors = (
-        CallObserver(federation.tell, calls),  # first: it sees what the others refuse
-        CallInterceptor(identify),
+        CallObserver(calls),  # first: it sees what the others refuse
+        CallInterceptor(identify, Refusals(federation.tell, calls)),
         GuardInterceptor(identify, guards),
     )
     server = grpc.aio.server(interceptors=interceptors, options=SERVER_OPTIONS)

@@ -16,9 +16,9 @@ from google.protobuf.message import DecodeError
 from sqlalchemy.exc import OperationalError
 
 from pfed_server.around import AroundCalls, Call, Passage
-from pfed_server.refusal_log import RefusalLog
+from pfed_server.refusals import Refusals
 from pfed_server.service import Identify
-from pfedsecure.errors import MessageRejected, PfedError, ServerUnreachable, TooManyCalls
+from pfedsecure.errors import MessageRejected, PfedError, ServerUnreachable
 from pfedsecure.wire.status import abort, abort_code
 
 _logger = logging.getLogger(__name__)
@@ -32,9 +32,9 @@ class CallInterceptor(AroundCalls):
 
     takes_bytes = True
 
-    def __init__(self, identify: Identify) -> None:
+    def __init__(self, identify: Identify, refusals: Refusals | None = None) -> None:
         self._identify = identify
-        self._refusals = RefusalLog()
+        self._refusals = refusals or Refusals()
 
     @asynccontextmanager
     async def around(self, call: Call) -> AsyncIterator[Passage]:
@@ -53,8 +53,8 @@ class CallInterceptor(AroundCalls):
             yield
         except PfedError as error:
             if abort_code(error) is not grpc.StatusCode.INTERNAL:
-                if not isinstance(error, TooManyCalls):  # `admission` tells of those, and not of each
-                    self._refusals.tell(method, context.peer(), error)
+                if not isinstance(error, ServerUnreachable):  # that one is the server's own fault
+                    await self._refusals.note(call, error)  # first: what comes after the answer may come too late
                 await abort(context, error)
             await _abort_internal(call)
         except (OperationalError, OSError):

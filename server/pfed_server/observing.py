@@ -1,4 +1,4 @@
-"""Every call as seen from outside of what answers it: for the audit log who was refused, for the metrics the rest.
+"""Every call as seen from outside of what answers it, for the metrics.
 
 What TLS itself refuses, such as a certificate of another authority, ends in the handshake: no call, nobody is told.
 """
@@ -6,21 +6,14 @@ What TLS itself refuses, such as a certificate of another authority, ends in the
 from __future__ import annotations
 
 import time
-import urllib.parse
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, Protocol
 
 import grpc
 
-from pfed_server import events
 from pfed_server.around import AroundCalls, Call, Passage
-from pfedsecure.errors import IdentityError, PfedError
-from pfedsecure.pki.certificates import fingerprint, parse_certificate, read_subject
 from pfedsecure.wire.peer import ServicerContext
-from pfedsecure.wire.status import ERROR_KEY
-
-_CLASSES = {cls.wire_code() for cls in PfedError.__subclasses__()}
 
 
 class Calls(Protocol):
@@ -38,8 +31,7 @@ class CallObserver(AroundCalls):
 
     gives_bytes = True
 
-    def __init__(self, tell: events.Listener, calls: Sequence[Calls] = ()) -> None:
-        self._tell = tell
+    def __init__(self, calls: Sequence[Calls] = ()) -> None:
         self._calls = calls
 
     @asynccontextmanager
@@ -50,7 +42,6 @@ class CallObserver(AroundCalls):
             yield traffic
         except Exception:
             code = _code(call.context)
-            await self._judge(call.method, call.context)
             raise
         except BaseException:  # the caller gave up, or the server is going down
             code = grpc.StatusCode.CANCELLED
@@ -59,18 +50,6 @@ class CallObserver(AroundCalls):
             seconds = time.monotonic() - began
             for calls in self._calls:
                 calls.ended(call.method, code.name, seconds, traffic.received, traffic.sent)
-
-    async def _judge(self, method: str, context: ServicerContext) -> None:
-        metadata: Any = context.trailing_metadata() or ()
-        reason = dict(metadata).get(ERROR_KEY, "")
-        if reason not in _CLASSES or reason == "ServerUnreachable":  # that one is the server's own fault
-            return
-        for calls in self._calls:
-            calls.refused(reason)
-        name, key = _caller(context)
-        details: Any = context.details() or ""
-        why = details.decode(errors="replace") if isinstance(details, bytes) else details
-        await self._tell(events.refused(method, reason, why, name, key, _host(context.peer())))
 
 
 class _Traffic(Passage):
@@ -96,25 +75,3 @@ def _code(context: ServicerContext) -> grpc.StatusCode:
     code: Any = context.code()
     ended = next((status for status in grpc.StatusCode if code in (status, status.value[0])), grpc.StatusCode.OK)
     return grpc.StatusCode.UNKNOWN if ended is grpc.StatusCode.OK else ended
-
-
-def _caller(context: ServicerContext) -> tuple[str, str]:
-    """Name and key fingerprint of the caller's certificate, which TLS has checked; empty where there is none."""
-    pem = list(context.auth_context().get("x509_pem_cert", ()))
-    if len(pem) != 1:
-        return "", ""
-    try:
-        certificate = parse_certificate(pem[0], "the certificate of the caller")
-        key = fingerprint(certificate.public_key())
-    except (IdentityError, ValueError):
-        return "", ""
-    try:
-        return read_subject(certificate).name, key
-    except IdentityError:
-        return "", key
-
-
-def _host(address: str) -> str:
-    """The host in a peer address of gRPC such as `ipv4:127.0.0.1:1234`."""
-    _family, _, rest = address.partition(":")
-    return urllib.parse.unquote(rest).rpartition(":")[0]
