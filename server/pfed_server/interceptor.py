@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import logging
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AbstractContextManager, asynccontextmanager, nullcontext
 from typing import Any
 
 import grpc
 from google.protobuf.message import DecodeError
 from sqlalchemy.exc import OperationalError
 
+from pfed_server.admission import ArrivalLimits
 from pfed_server.around import AroundCalls, Call, Passage
 from pfed_server.refusals import Refusals
 from pfed_server.service import Identify
@@ -32,15 +33,25 @@ class CallInterceptor(AroundCalls):
 
     takes_bytes = True
 
-    def __init__(self, identify: Identify, refusals: Refusals | None = None) -> None:
+    def __init__(
+        self, identify: Identify, refusals: Refusals | None = None, limits: ArrivalLimits | None = None
+    ) -> None:
+        """`limits`: of calls that are identified at all; None where callers have no certificates to count by."""
         self._identify = identify
         self._refusals = refusals or Refusals()
+        self._limits = limits
 
     @asynccontextmanager
     async def around(self, call: Call) -> AsyncIterator[Passage]:
         async with self._reported(call):
-            self._identify(call.context)
-            yield _Decoding(call)
+            with self._identified(call):
+                yield _Decoding(call)
+
+    def _identified(self, call: Call) -> AbstractContextManager[None]:
+        if self._limits is not None:
+            return self._limits.identified(call.context, self._identify)
+        self._identify(call.context)
+        return nullcontext()
 
     @asynccontextmanager
     async def _reported(self, call: Call) -> AsyncIterator[None]:
