@@ -66,8 +66,8 @@ def warn_of_plain_text(url: str) -> None:
         raise click.UsageError(f"--traces {url}: give the collector's address, such as https://HOST:4318/v1/traces")
     if parts.scheme == "http" and not is_loopback(host):
         _logger.warning(
-            "NOT PROTECTED: the traces go in plain text to %s, and everybody on the way can read them; give an https:// "
-            "address",
+            "NOT PROTECTED: the traces go in plain text to %s, and everybody on the way can read them; give an address "
+            "that begins with https://",
             host,
         )
 
