@@ -30,6 +30,7 @@ from __future__ import annotations
 
 import logging
 import os
+import stat
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -105,12 +106,13 @@ class FeatureCache:
 
     def _parts(self, table: str, wanted: Keys) -> Iterator[tuple[Rows, Features]]:
         """What each segment has of `wanted`. One that is merged away meanwhile is in another by then: look again."""
-        seen: set[Path] = set()
-        gone = len(wanted) > 0 and not self._broken
-        width = self._width
+        if self._broken or not len(wanted):
+            return
         for folder in (self._folder, self._folder / table):
             with suppress(FileNotFoundError):
                 _close_to_others(folder)
+        seen: set[Path] = set()
+        gone, width = True, self._width
         while gone:
             gone = False
             for path in sorted(set(self._segments(table)) - seen):
@@ -190,6 +192,8 @@ class FeatureCache:
 def _close_to_others(folder: Path) -> None:
     """Raise OSError for a folder that others can write to, and take from them what they may read."""
     status = folder.stat()
+    if not stat.S_ISDIR(status.st_mode):
+        raise NotADirectoryError(f"{folder} is no folder")
     if others_can_write(status):
         raise PermissionError(f"others can write to {folder}: remove it, or give it to this user with mode 0700")
     if status.st_mode & _OPEN_TO_OTHERS and status.st_uid == os.geteuid():

@@ -116,7 +116,7 @@ def _find(segment: Segment, wanted: Keys) -> tuple[Rows, Features]:
 
 
 def _parse(content: bytes | mmap.mmap, path: Path, table: str) -> Segment:
-    """A segment whose arrays lie in `content`."""
+    """A segment whose features lie in `content`."""
     if hashlib.sha256(content).hexdigest() != path.stem:
         raise DamagedSegment
     if len(content) < _HEADER.size:
@@ -125,8 +125,9 @@ def _parse(content: bytes | mmap.mmap, path: Path, table: str) -> Segment:
     size = _HEADER.size + n * (KEY_BYTES + 4 * width)
     if magic != _MAGIC or of_table != bytes.fromhex(table) or not n or not width or len(content) != size:
         raise DamagedSegment
-    keys = np.frombuffer(content, dtype=f"S{KEY_BYTES}", count=n, offset=_HEADER.size)
-    features = np.frombuffer(content, dtype="<f4", count=n * width, offset=_HEADER.size + KEY_BYTES * n)
+    at = _HEADER.size + KEY_BYTES * n
+    keys = np.frombuffer(content[_HEADER.size : at], dtype=f"S{KEY_BYTES}")  # a copy: what is mapped must be let go
     if not (keys[:-1] < keys[1:]).all():
         raise DamagedSegment
+    features = np.frombuffer(content, dtype="<f4", count=n * width, offset=at)
     return Segment(keys, features.reshape(n, width))
