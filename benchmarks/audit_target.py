@@ -14,8 +14,9 @@ from pathlib import Path
 import numpy as np
 
 from pfed_cli.demo.layout import demo_clients, demo_plan
-from pfed_client.participant import agreed_backbone, split
+from pfed_client.participant import agreed_backbone
 from pfed_client.promise import Promise, promise
+from pfed_client.splitting import split
 from pfed_client.state import Settings
 from pfedsecure.clip.backbone import Backbone
 from pfedsecure.clip.features import FeatureSet, image_features

@@ -8,6 +8,7 @@ from pathlib import Path
 import click
 
 from pfed_cli.lazy import LazyCommand, LazyGroup
+from pfedsecure.errors import BenchError
 
 from . import BENCHMARKS, module_of
 from .contract import Report
@@ -66,7 +67,7 @@ def bench_plot(file: Path, into: Path) -> None:
     """The picture of FILE, which `pfed bench experts` or `pfed bench privacy-utility` wrote."""
     report = Report.read(file)
     if report.bench not in _PICTURES:
-        raise click.ClickException(f"benchmark {report.bench} has no picture; {' and '.join(_PICTURES)} have")
+        raise BenchError(f"benchmark {report.bench} has no picture; {' and '.join(_PICTURES)} have")
     module, function = _PICTURES[report.bench]
     getattr(import_module(module, __package__), function)(report, into)
     click.echo(f"picture of {report.bench} in {into}")

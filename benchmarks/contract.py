@@ -18,6 +18,7 @@ import click
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
 import pfedsecure
+from pfedsecure.errors import BenchError
 from pfedsecure.plan import first_problem
 
 Value = str | int | float | bool | None
@@ -111,21 +112,21 @@ class Report(_Part):
 
     @classmethod
     def read(cls, file: Path) -> Self:
-        """A report from its file. Raises click.ClickException, in one line, for anything else."""
+        """A report from its file. Raises BenchError, in one line, for anything else."""
         try:
             return cls.model_validate_json(file.read_bytes())
         except OSError as error:
-            raise click.ClickException(f"{file}: cannot be read ({error.strerror})") from None
+            raise BenchError(f"{file}: cannot be read ({error.strerror})") from None
         except ValidationError as error:
-            raise click.ClickException(f"{file}: not the JSON of `pfed bench` ({first_problem(error)})") from None
+            raise BenchError(f"{file}: not the JSON of `pfed bench` ({first_problem(error)})") from None
 
     def write(self, file: Path) -> None:
-        """Raises click.ClickException when `file` cannot be written."""
+        """Raises BenchError when `file` cannot be written."""
         try:
             file.parent.mkdir(parents=True, exist_ok=True)
             file.write_text(self.model_dump_json(indent=1) + "\n")
         except OSError as error:
-            raise click.ClickException(f"{file}: cannot be written ({error.strerror}); give another --json") from None
+            raise BenchError(f"{file}: cannot be written ({error.strerror}); give another --json") from None
 
 
 def this_machine(gpu: str | None = None) -> Machine:

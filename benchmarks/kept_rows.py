@@ -10,7 +10,7 @@ import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-import click
+from pfedsecure.errors import BenchError
 
 from .contract import Row
 
@@ -18,7 +18,7 @@ from .contract import Row
 class KeptRows:
     """The rows in `file`, which is made when the first is kept.
 
-    Raises click.ClickException, in one line, when the file is of another `configuration` or cannot be used.
+    Raises BenchError, in one line, when the file is of another `configuration` or cannot be used.
     """
 
     def __init__(self, file: Path, configuration: Mapping[str, object]) -> None:
@@ -31,13 +31,13 @@ class KeptRows:
                 if number and isinstance(found["row"], dict):
                     self._rows[found["key"]] = found["row"]
                 elif not number and json.dumps(found["configuration"], sort_keys=True) != self._configuration:
-                    raise click.ClickException(
+                    raise BenchError(
                         f"{file}: holds cells of another configuration (plan, data or backbone); "
                         "delete it, or give another --kept"
                     )
             except (json.JSONDecodeError, KeyError, TypeError):
                 if not number:
-                    raise click.ClickException(
+                    raise BenchError(
                         f"{file}: does not begin as a file of kept cells does; delete it, or give another --kept"
                     ) from None
 
@@ -59,7 +59,7 @@ class KeptRows:
         except FileNotFoundError:
             return []
         except (OSError, UnicodeDecodeError):
-            raise click.ClickException(f"{self._file}: cannot be read; give another --kept") from None
+            raise BenchError(f"{self._file}: cannot be read; give another --kept") from None
 
     def _append(self, entry: Mapping[str, object]) -> None:
         try:
@@ -70,9 +70,7 @@ class KeptRows:
                     out.write('{"configuration": ' + self._configuration + "}")
                 out.write("\n" + json.dumps(entry))  # in front: the line before may have been broken off
         except OSError as error:
-            raise click.ClickException(
-                f"{self._file}: cannot be written ({error.strerror}); give another --kept"
-            ) from None
+            raise BenchError(f"{self._file}: cannot be written ({error.strerror}); give another --kept") from None
 
 
 def _name(key: Mapping[str, object]) -> str:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from pfed_cli.demo.layout import demo_clients, demo_plan
 from pfed_cli.simulation import SimulatedClient
-from pfed_client.participant import split
+from pfed_client.splitting import split
 from pfedsecure.clip.backbone import Backbone, load_backbone
 from pfedsecure.clip.features import image_features
 from pfedsecure.data import few_shot, open_images

@@ -8,9 +8,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import BinaryIO
 
-import click
 import matplotlib
 from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from pfedsecure.errors import BenchError
 
 from .contract import Report, Row
 from .privacy_cells import MATCHING
@@ -69,12 +70,12 @@ def _base(rows: Sequence[Row]) -> list[Series]:
 
 
 def write_plot(report: Report, file: Path) -> None:
-    """Raises click.ClickException when `file` cannot be written."""
+    """Raises BenchError when `file` cannot be written."""
     _write(file, _png(report), "--plot")
 
 
 def write_page(report: Report, file: Path) -> None:
-    """One page with the picture in it, which refers to nothing outside. Raises click.ClickException as `write_plot`."""
+    """One page with the picture in it, which refers to nothing outside. Raises BenchError as `write_plot`."""
     _write(file, page(report).encode(), "--html")
 
 
@@ -105,4 +106,4 @@ def _write(file: Path, content: bytes, option: str) -> None:
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_bytes(content)
     except OSError as error:
-        raise click.ClickException(f"{file}: cannot be written ({error.strerror}); give another {option}") from None
+        raise BenchError(f"{file}: cannot be written ({error.strerror}); give another {option}") from None

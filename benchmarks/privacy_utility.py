@@ -118,7 +118,7 @@ def configuration(data_set: str, rounds: int, sources: Sources) -> dict[str, obj
 
 
 def measure_all(data_set: str, cells: Sequence[Cell], rounds: int, sources: Sources, file: Path) -> list[Row]:
-    """The rows of `cells`, those that were measured before from `file`. Raises click.ClickException, DataError."""
+    """The rows of `cells`, those that were measured before from `file`. Raises BenchError, DataError."""
     kept = KeptRows(file, configuration(data_set, rounds, sources))
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     rows = []

@@ -18,6 +18,7 @@ from pathlib import Path
 import click
 import numpy as np
 
+from pfedsecure.errors import BenchError
 from pfedsecure.secagg import Encoding, Parameters, RoundSetting, Sharing
 
 from . import secagg_ckks
@@ -143,7 +144,7 @@ def flower(python: Path, clients: int, values: int, dropout: float) -> Row:
         [str(python), str(script), *map(str, arguments)], capture_output=True, text=True, check=False
     )
     if finished.returncode:
-        raise click.ClickException(f"{script.name} failed under {python}: {finished.stderr.strip().splitlines()[-1]}")
+        raise BenchError(f"{script.name} failed under {python}: {finished.stderr.strip().splitlines()[-1]}")
     return {**_case("flower", clients, values, dropout), **json.loads(finished.stdout)}
 
 
@@ -188,5 +189,5 @@ def _flower_version(python: Path) -> str:
     question = "from importlib.metadata import version; print(version('flwr'))"
     answer = subprocess.run([str(python), "-c", question], capture_output=True, text=True, check=False)
     if answer.returncode or not answer.stdout.strip():
-        raise click.ClickException(f"{python} has no flwr; install it there, or leave out --flower-python")
+        raise BenchError(f"{python} has no flwr; install it there, or leave out --flower-python")
     return answer.stdout.strip()

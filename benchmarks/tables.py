@@ -8,9 +8,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from statistics import fmean, stdev
 
-import click
-
 from pfed_cli.methods import TITLES
+from pfedsecure.errors import BenchError
 
 from .contract import Report, Row
 from .expert_tables import experts_table
@@ -21,19 +20,19 @@ from .views_table import views_table
 
 
 def table_of(report: Report) -> str:
-    """The table of a report. Raises click.ClickException for a benchmark that has none."""
+    """The table of a report. Raises BenchError for a benchmark that has none."""
     if report.bench not in _TABLES:
-        raise click.ClickException(f"benchmark {report.bench} has no table; those that do: {', '.join(_TABLES)}")
+        raise BenchError(f"benchmark {report.bench} has no table; those that do: {', '.join(_TABLES)}")
     return _TABLES[report.bench](report)
 
 
 def replace_table(document: str, bench: str, table: str) -> str:
-    """`document` with `table` between the marks of `bench`. Raises click.ClickException when they are not there."""
+    """`document` with `table` between the marks of `bench`. Raises BenchError when they are not there."""
     begin, end = f"<!-- bench {bench} -->", f"<!-- end of bench {bench} -->"
     head, found_begin, rest = document.partition(begin)
     _, found_end, tail = rest.partition(end)
     if not (found_begin and found_end):
-        raise click.ClickException(f"the document has no lines {begin} and {end} to put the table between")
+        raise BenchError(f"the document has no lines {begin} and {end} to put the table between")
     return f"{head}{begin}\n{table}\n{end}{tail}"
 
 

@@ -112,7 +112,7 @@ class SyntheticImages:
         self._pixels = generator.integers(0, 256, (count, 8, 8, 3), dtype=np.uint8)
         self.labels: NDArray[np.int64] = np.arange(count) % n_classes
 
-    def image(self, index: int) -> Image.Image:
+    def image(self, index: int, digest: str | None = None) -> Image.Image:
         return Image.fromarray(self._pixels[index]).resize((256, 256), Image.Resampling.BICUBIC)
 
     def content_digest(self, index: int) -> str:

@@ -149,6 +149,12 @@ class LedgerError(PfedError):
     exit_code = 73
 
 
+class BenchError(PfedError):
+    """A file of `pfed bench` cannot be read, written or used, or what it measures beside this program fails."""
+
+    exit_code = 80
+
+
 def by_wire_code(code: str) -> type[PfedError]:
     """The error class that travels as `code`; `PfedError` itself for a code this version does not know."""
     return next((cls for cls in PfedError.__subclasses__() if cls.wire_code() == code), PfedError)

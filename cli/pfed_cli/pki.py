@@ -172,7 +172,7 @@ def rotate_command(folder: Path, kits: Path, without: tuple[str, ...]) -> None:
 @click.option("--authority", "folder", type=_FOLDER, required=True, help="Folder made by `pfed pki init`.")
 @click.option("--crl", type=_FILE, default=Path("revoked.crl"), show_default=True, help="Where to write the list.")
 @click.option("--days", type=click.IntRange(min=1), default=30, show_default=True, help="When the next list is due.")
-@click.option("--keep-newest", is_flag=True, help="Not the newest certificate of NAME: it has replaced the others.")
+@click.option("--keep-newest", is_flag=True, help="Not the newest certificate of NAME in each of its roles.")
 @click.option("--kits", type=_FOLDER, help="Rotate at once: folder for the kits of the clients that stay.")
 def revoke_command(
     names: tuple[str, ...], folder: Path, crl: Path, days: int, keep_newest: bool, kits: Path | None
@@ -186,6 +186,8 @@ def revoke_command(
     done = revoke(authority, names, keep_newest=keep_newest, days=days)
     for record in done.revoked:
         click.echo(f"revoked: {record.role} {record.name}, certificate {record.serial}")
+    for record in done.kept:
+        click.echo(f"stays good: {record.role} {record.name}, certificate {record.serial}, the newest of this role")
     if names and not done.revoked:
         click.echo(f"nothing new to revoke of {', '.join(names)}")
     write_public(crl, done.list.pem)

@@ -41,14 +41,16 @@ def evaluate(client: SavedClient, device: str) -> Evaluation:
 
     Raises StateError, DataError, ClassNamesMismatch, BackboneError or CheckpointMismatch.
     """
+    images, rows = client.split()
     participant = prepare(
         client.plan,
         client.name,
         client.settings,
-        client.images(),
+        images,
         device=device,
         cache_dir=client.folder / "features",
         trains=False,
+        rows=rows,
     )
     model = client.model(participant.backbone.digest)
     predicted = participant.trainer.predict(model, participant.test.features).argmax(dim=1)

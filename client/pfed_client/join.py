@@ -13,7 +13,7 @@ import os
 import re
 import signal
 import threading
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -30,6 +30,7 @@ from pfed_client.progress import Watcher
 from pfed_client.renewing import Renewing
 from pfed_client.saved import DEFAULT_STATES
 from pfed_client.session import Session
+from pfed_client.splitting import split
 from pfed_client.state import ClientState, Settings
 from pfedsecure.aggregation.factory import client_aggregation
 from pfedsecure.console import INTERRUPTED, Address
@@ -134,7 +135,7 @@ async def _join(
                 check_account(state, account)  # before a new ledger is made in the place of one that is gone
                 stack.enter_context(account.held())
             renewing = Renewing(api, identity, watch.notice)
-            make = await _sessions(api, agreement, state, settings, images, account, options, watch, renewing)
+            make = await _sessions(api, agreement, state, settings, images, digests, account, options, watch, renewing)
             session = await asyncio.to_thread(make, identity)
             state.remember(settings, fingerprint)
             await renewing.run(session, make)
@@ -163,6 +164,7 @@ async def _sessions(
     state: ClientState,
     settings: Settings,
     images: ImageSet,
+    digests: Sequence[bytes],
     account: Account,
     options: JoinOptions,
     watch: Watcher,
@@ -177,7 +179,9 @@ async def _sessions(
         watch.features(done, total)
 
     def prepare() -> Callable[[Identity | None], Session]:
-        images.relabel(agreement.plan.class_names)  # before the seconds that torch takes to load
+        labelled = images.relabel(agreement.plan.class_names)  # before the seconds that torch takes to load
+        drawn = split(labelled, agreement.plan, state.record.name, settings.test_fraction)
+        rows = state.split.settled(digests, drawn, anew=state.record.plan is None)  # it never joined
         import torch
 
         from pfed_client.participant import prepare
@@ -191,6 +195,7 @@ async def _sessions(
             images,
             device=options.device,
             cache_dir=state.folder / "features",
+            rows=rows,
             privacy_of=lambda n_train: privacy(state, settings, agreement.plan, n_train, account),
             on_progress=on_progress,
         )
@@ -341,6 +346,4 @@ def _demo_share(name: str) -> str:
 
 
 def _absolute_if_file(pretrained: str | None) -> str | None:
-    if pretrained is not None and Path(pretrained).is_file():
-        return str(Path(pretrained).absolute())
-    return pretrained
+    return str(Path(pretrained).absolute()) if pretrained and Path(pretrained).is_file() else pretrained

@@ -10,20 +10,15 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-import numpy as np
-from numpy.typing import NDArray
-
 from pfed_client.privacy import Privacy
+from pfed_client.splitting import Split, split
 from pfed_client.state import Settings
 from pfed_client.trainer import Trainer
 from pfedsecure.clip.backbone import Backbone, load_backbone
 from pfedsecure.clip.features import FeatureSet, image_features
-from pfedsecure.data import ImageSet, train_test_split
+from pfedsecure.data import ImageSet
 from pfedsecure.errors import CheckpointMismatch
 from pfedsecure.plan import Plan
-from pfedsecure.seeds import derive_seed
-
-Indices = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -45,18 +40,20 @@ def prepare(
     device: str,
     cache_dir: Path | None,
     trains: bool = True,
+    rows: Split | None = None,
     privacy_of: Callable[[int], Privacy | None] | None = None,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> Participant:
     """Client `name` of `plan` with its own `images`.
 
-    Without `trains` the trainer is for predictions alone, and the views that only training sees are not computed.
-    `privacy_of(n_train)` is what a client with so many training images promises. `on_progress(done, total)` follows the
-    computation of image features, which are kept in `cache_dir`. Raises ClassNamesMismatch, DataError, PlanError,
-    BackboneError or CheckpointMismatch, and whatever `privacy_of` raises.
+    `rows`: how the images are split, where that was settled before; else it is drawn. Without `trains` the trainer is
+    for predictions alone, and the views that only training sees are not computed. `privacy_of(n_train)` is what a
+    client with so many training images promises. `on_progress(done, total)` follows the computation of image features,
+    which are kept in `cache_dir`. Raises ClassNamesMismatch, DataError, PlanError, BackboneError or CheckpointMismatch,
+    and whatever `privacy_of` raises.
     """
     images = images.relabel(plan.class_names)
-    train_rows, test_rows = split(images, plan, name, settings.test_fraction)
+    train_rows, test_rows = rows or split(images, plan, name, settings.test_fraction)
     backbone = agreed_backbone(plan, settings, device)
     compute = partial(image_features, cache_dir=cache_dir, cache_bytes=settings.cache_bytes, on_progress=on_progress)
     features = compute(backbone, images)
@@ -71,14 +68,6 @@ def prepare(
 
     trainer = PrivateTrainer(plan, backbone, train, test, name=name, promise=privacy.promise)
     return Participant(backbone, trainer, test, privacy)
-
-
-def split(images: ImageSet, plan: Plan, name: str, test_fraction: float) -> tuple[Indices, Indices]:
-    """Rows of training and of test images of client `name`: always the same ones, drawn from the plan's seed.
-
-    Raises DataError.
-    """
-    return train_test_split(images.labels, test_fraction, derive_seed(plan.seed, name, "train/test split"))
 
 
 def agreed_backbone(plan: Plan, settings: Settings, device: str) -> Backbone:

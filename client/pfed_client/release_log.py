@@ -11,12 +11,8 @@ import os
 from dataclasses import asdict
 from pathlib import Path
 
-from pydantic import TypeAdapter, ValidationError
-
 from pfedsecure.errors import StateError
 from pfedsecure.privacy.events import Event
-
-_EVENT: TypeAdapter[Event] = TypeAdapter(Event)
 
 
 class ReleaseLog:
@@ -41,19 +37,3 @@ class ReleaseLog:
                 f"{self._path}: cannot be written ({error.strerror}), so nothing is released; free space or mend its "
                 "permissions"
             ) from None
-
-    def read(self) -> list[Event]:
-        """All events. Raises StateError naming the line that cannot be read."""
-        try:
-            lines = self._path.read_text().splitlines()
-        except FileNotFoundError:
-            return []
-        except (OSError, UnicodeDecodeError):
-            raise StateError(f"{self._path}: cannot be read; restore it from a copy") from None
-        events = []
-        for number, line in enumerate(lines, start=1):
-            try:
-                events.append(_EVENT.validate_json(line))
-            except ValidationError:
-                raise StateError(f"{self._path}: line {number} is no release; restore it from a copy") from None
-        return events

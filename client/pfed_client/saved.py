@@ -9,6 +9,7 @@ from pfed_client.ledger.account import Account, Statement
 from pfed_client.ledger.place import default_folder
 from pfed_client.local_model import LocalModel
 from pfed_client.promise import Promise, PromiseFile
+from pfed_client.splitting import SPLIT_FILE, Split, SplitFile, split
 from pfed_client.state import PROMISE_FILE, Settings, load_model, model_owner, read_record, require_same_data
 from pfedsecure.data import ImageSet, open_images
 from pfedsecure.errors import StateError
@@ -41,9 +42,15 @@ class SavedClient:
         assert record.federation_id is not None  # it comes with the plan
         return cls(folder, record.name, record.plan, record.federation_id, record.settings, record.data_fingerprint)
 
-    def images(self) -> ImageSet:
-        """The images it joined with. Raises DataError, StateError when they have changed since."""
-        return self._images_and_digests()[0]
+    def split(self) -> tuple[ImageSet, Split]:
+        """Its images, labelled as in the plan, and which of them it trained on and which are for testing.
+
+        Raises DataError, ClassNamesMismatch, StateError, also when the images have changed since.
+        """
+        images, digests = self._images_and_digests()
+        labelled = images.relabel(self.plan.class_names)
+        known = SplitFile(self.folder / SPLIT_FILE).find(digests)
+        return labelled, known or split(labelled, self.plan, self.name, self.settings.test_fraction)
 
     def promise(self) -> Promise:
         """Its differential privacy. Raises StateError where it promised none, or when that is damaged."""

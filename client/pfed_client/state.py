@@ -4,6 +4,7 @@
     model.safetensors   its newest prompt, private gate and experts
     metrics.jsonl       one line a round
     aggregation.bin     its part in the aggregation of its newest round; holds secrets while that round is open
+    split.json          which of its images are for testing
     seen.json           the newest expert that it opened of each author
     matching/           its newest sketch and query, as they were sent
     releases.jsonl      one line for each noised sketch, without --dp-epsilon, from before its noise was drawn
@@ -37,6 +38,7 @@ from pfed_client.metrics import MetricsLog
 from pfed_client.promise import PromiseFile
 from pfed_client.release_log import ReleaseLog
 from pfed_client.seen import SeenFile
+from pfed_client.splitting import SPLIT_FILE, SplitFile
 from pfedsecure.clip.feature_cache import DEFAULT_BYTES
 from pfedsecure.errors import StateError, StateLocked
 from pfedsecure.plan import Plan, first_problem
@@ -158,6 +160,7 @@ class ClientState:
             raise
         self.metrics = MetricsLog(folder / "metrics.jsonl")
         self.aggregation = AggregationFile(folder / "aggregation.bin")
+        self.split = SplitFile(folder / SPLIT_FILE)
         self.seen = SeenFile(folder / "seen.json")
         self.kept = KeptFiles(folder / "matching")
         self.releases = ReleaseLog(folder / "releases.jsonl")

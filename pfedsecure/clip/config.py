@@ -14,6 +14,9 @@ TINY_FOLDER = Path(__file__).parent / "tiny"
 TINY_NAME = "tiny-clip"
 TINY_WEIGHTS = TINY_FOLDER / "tiny-clip.safetensors"
 
+_MOST_TOKENS = 77
+"""Of a text tower whose configuration does not say, as open_clip has it."""
+
 
 def model_config(model: str, config_dir: Path | None = None) -> dict[str, Any]:
     """The open_clip configuration of `model`: from `config_dir`, of the embedded tiny model, or open_clip's own.
@@ -40,18 +43,38 @@ def model_config(model: str, config_dir: Path | None = None) -> dict[str, Any]:
 def context_shape(plan: Plan, config_dir: Path | None = None) -> tuple[int, int]:
     """Shape (n, d) of the plan's prompt.
 
-    Raises PlanError when d is neither in the plan nor to be looked up, or the plan does not fit the model.
+    Raises PlanError when d is neither in the plan nor to be looked up, or the plan does not fit the model, as far as
+    its configuration, where there is one here, tells.
     """
-    if plan.backbone.text_width is not None:
-        return plan.prompt.context_length, plan.backbone.text_width
+    length, width = plan.prompt.context_length, plan.backbone.text_width
     try:
         config = model_config(plan.backbone.model, config_dir)
     except BackboneError as error:
+        if width is not None:  # a model of the members' own
+            return length, width
         raise PlanError(f"backbone.text_width is not given and cannot be looked up: {error}") from None
+    _check_sequence(plan, int(config["text_cfg"].get("context_length", _MOST_TOKENS)))
+    if width is not None:
+        return length, width
     width = int(config["text_cfg"]["width"])
     if plan.method == "pfedmoap":
         check_gate_width(plan, int(config["embed_dim"]))
-    return plan.prompt.context_length, width
+    return length, width
+
+
+def _check_sequence(plan: Plan, most: int) -> None:
+    """Raises PlanError when context and some class name have more than `most` tokens, whatever the tokenizer.
+
+    A word is at least one token, and so is the full stop behind a letter; how many there are the clients find out.
+    """
+    length, model = plan.prompt.context_length, plan.backbone.model
+    tails = {name: len(name.replace("_", " ").split()) + name[-1:].isalnum() + 1 for name in plan.class_names}
+    name = max(tails, key=lambda name: tails[name])
+    if 1 + length + tails[name] > most:
+        raise PlanError(
+            f"prompt.context_length {length} does not fit {model}: with class name {name!r} a sequence has "
+            f"{1 + length + tails[name]} tokens or more, its text tower takes {most}; shorten the name or the context"
+        )
 
 
 def check_gate_width(plan: Plan, embed_dim: int) -> None:

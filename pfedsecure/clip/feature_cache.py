@@ -15,6 +15,9 @@ feature depends on. Guarantees:
   same time either's feature counts: they differ in rounding at most.
 - Files take `max_bytes` at most once an addition is done; the segments that were not used for longest go first.
 - Files are readable by their owner alone. They tell about as much as the images do, and nothing here is encrypted.
+- What is found was written by this user, or root: who could write here could have a client train on what it likes. A
+  folder that others own or can write to is not used at all, one that they can only read is closed to them; a file that
+  others own or can write to counts as damaged.
 - A cache that cannot be read or written, or that is locked for a minute, is warned of once and done without.
 
 Segments, and not SQLite or LMDB: features are only ever added and looked up by the thousand, so that nobody needs
@@ -27,6 +30,7 @@ from __future__ import annotations
 
 import logging
 import os
+import stat
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -46,12 +50,15 @@ from pfedsecure.clip.feature_segment import (
     find,
     read,
 )
+from pfedsecure.ownership import others_can_write
 
 logger = logging.getLogger("pfedsecure.clip")
 
 DEFAULT_BYTES = 2 * 2**30
 SEGMENT_BYTES = 16 * 2**20
 """Of a full segment: what one damaged byte costs at most."""
+_OPEN_TO_OTHERS = 0o077
+_WRITING = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW
 _MERGED = 8
 """So many segments of less than half of that become one."""
 _PATIENCE = 60.0
@@ -59,11 +66,12 @@ _PATIENCE = 60.0
 
 
 class FeatureCache:
-    """The cache in `folder`, which is made when something is added."""
+    """The cache in `folder`, which is made when something is added. `width`: of its features, where that is known."""
 
-    def __init__(self, folder: Path, max_bytes: int = DEFAULT_BYTES) -> None:
+    def __init__(self, folder: Path, max_bytes: int = DEFAULT_BYTES, width: int | None = None) -> None:
         self._folder = folder
         self._max_bytes = max_bytes
+        self._width = width
         self._lock = FileLock(folder / "lock", timeout=_PATIENCE, mode=0o600)
         self._broken = False
 
@@ -91,24 +99,31 @@ class FeatureCache:
         with self._or_without():
             for folder in (self._folder, self._folder / table):
                 folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+                _close_to_others(folder)
             with self._lock:
                 self._write(table, Segment.of(keys, features))
                 self._evict()
 
     def _parts(self, table: str, wanted: Keys) -> Iterator[tuple[Rows, Features]]:
         """What each segment has of `wanted`. One that is merged away meanwhile is in another by then: look again."""
+        if self._broken or not len(wanted):
+            return
+        for folder in (self._folder, self._folder / table):
+            with suppress(FileNotFoundError):
+                _close_to_others(folder)
         seen: set[Path] = set()
-        gone = len(wanted) > 0 and not self._broken
+        gone, width = True, self._width
         while gone:
             gone = False
             for path in sorted(set(self._segments(table)) - seen):
                 seen.add(path)
                 try:
                     rows, features = find(path, table, wanted)
+                    width = _same_width(features, width)
                 except FileNotFoundError:
                     gone = True
-                except DamagedSegment:
-                    self._remove_damaged(path)
+                except DamagedSegment as damaged:
+                    self._remove(path, damaged)
                 else:
                     if len(rows):
                         _mark_used(path)
@@ -125,9 +140,11 @@ class FeatureCache:
         parts = [segment]
         for path in merged:
             try:
-                parts.append(read(path, table))
-            except DamagedSegment:
-                self._remove_damaged(path)
+                part = read(path, table)
+                _same_width(part.features, segment.features.shape[1])
+                parts.append(part)
+            except DamagedSegment as damaged:
+                self._remove(path, damaged)
             except FileNotFoundError:  # somebody who read it found it damaged
                 pass
         if len(parts) > 1:
@@ -144,7 +161,7 @@ class FeatureCache:
     def _write_file(self, table: str, content: bytes) -> Path:
         # No fsync: a file that a power failure left without its content is not what its name says, as any damaged one.
         scratch, path = self._folder / "scratch", self._folder / table / file_name(content)
-        with os.fdopen(os.open(scratch, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
+        with os.fdopen(os.open(scratch, _WRITING, 0o600), "wb") as file:
             file.write(content)
         scratch.replace(path)
         return path
@@ -159,8 +176,8 @@ class FeatureCache:
             path.unlink(missing_ok=True)
             total -= sizes[path].st_size
 
-    def _remove_damaged(self, path: Path) -> None:
-        logger.warning("%s is damaged; its image features are computed again", path)
+    def _remove(self, path: Path, damaged: DamagedSegment) -> None:
+        logger.warning("%s %s; its image features are computed again", path, damaged)
         path.unlink(missing_ok=True)
 
     @contextmanager
@@ -170,6 +187,25 @@ class FeatureCache:
         except OSError as error:  # filelock's Timeout is one, too
             self._broken = True
             logger.warning("%s cannot be used as a cache of image features (%s); going on without", self._folder, error)
+
+
+def _close_to_others(folder: Path) -> None:
+    """Raise OSError for a folder that others can write to, and take from them what they may read."""
+    status = folder.stat()
+    if not stat.S_ISDIR(status.st_mode):
+        raise NotADirectoryError(f"{folder} is no folder")
+    if others_can_write(status):
+        raise PermissionError(f"others can write to {folder}: remove it, or give it to this user with mode 0700")
+    if status.st_mode & _OPEN_TO_OTHERS and status.st_uid == os.geteuid():
+        folder.chmod(0o700)
+        logger.warning("%s was open to other users of this machine, and is not any more", folder)
+
+
+def _same_width(features: Features, width: int | None) -> int:
+    """The width of features of one backbone, which is `width` where there were others before."""
+    if width not in (None, features.shape[1]):
+        raise DamagedSegment
+    return features.shape[1]
 
 
 def _statuses(paths: Iterable[Path]) -> dict[Path, os.stat_result]:

@@ -3,19 +3,26 @@
     magic (24 bytes) | table (32) | n, width: two little-endian 64-bit numbers | n keys of 32 bytes, ascending |
     features (n, width), little-endian float32
 
-Its name is the SHA-256 of all of that: whatever happened to the file, it is its name that tells.
+Its name is the SHA-256 of all of that: whatever happened to the file, it is its name that tells. That it was written by
+this user the name cannot tell; so a file that others can write, or own, is not believed.
 """
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import mmap
+import os
+import stat
 import struct
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
+
+from pfedsecure.ownership import others_can_write
 
 Keys = NDArray[np.bytes_]
 """SHA-256 digests `(N,)` of dtype S32. NumPy takes trailing zero bytes for padding; all have the same length, so
@@ -30,7 +37,10 @@ _MAGIC = b"pfedsecure features 1".ljust(24)
 
 
 class DamagedSegment(Exception):
-    """A file that is not what its name says."""
+    """A file that is not what its name says, or not certainly ours. Says in a few words what it is."""
+
+    def __init__(self, what: str = "is damaged") -> None:
+        super().__init__(what)
 
 
 def keys_of(digests: list[bytes]) -> Keys:
@@ -64,7 +74,8 @@ def file_name(content: bytes) -> str:
 
 def read(path: Path, table: str) -> Segment:
     """The whole segment, in memory. Raises DamagedSegment, and FileNotFoundError or another OSError."""
-    return _parse(path.read_bytes(), path, table)
+    with _opened(path) as file:
+        return _parse(file.read(), path, table)
 
 
 def find(path: Path, table: str, wanted: Keys) -> tuple[Rows, Features]:
@@ -72,13 +83,29 @@ def find(path: Path, table: str, wanted: Keys) -> tuple[Rows, Features]:
 
     The file is mapped, not read into memory, and what is found is copied out. Raises as `read` does.
     """
-    with path.open("rb") as file:
+    with _opened(path) as file:
         try:
             mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         except ValueError:  # an empty file
             raise DamagedSegment from None
     with mapped:
         return _find(_parse(mapped, path, table), wanted)
+
+
+def _opened(path: Path) -> BinaryIO:
+    """The file, which nobody but this user, and root, can have written."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            raise DamagedSegment("is a link") from None
+        raise
+    file = os.fdopen(descriptor, "rb")
+    status = os.fstat(descriptor)
+    if not stat.S_ISREG(status.st_mode) or others_can_write(status):
+        file.close()
+        raise DamagedSegment("is no file that this user alone can write")
+    return file
 
 
 def _find(segment: Segment, wanted: Keys) -> tuple[Rows, Features]:
@@ -89,12 +116,18 @@ def _find(segment: Segment, wanted: Keys) -> tuple[Rows, Features]:
 
 
 def _parse(content: bytes | mmap.mmap, path: Path, table: str) -> Segment:
-    """A segment whose arrays lie in `content`."""
+    """A segment whose features lie in `content`."""
     if hashlib.sha256(content).hexdigest() != path.stem:
         raise DamagedSegment
-    magic, of_table, n, width = _HEADER.unpack_from(content)
-    if magic != _MAGIC or of_table != bytes.fromhex(table):
+    if len(content) < _HEADER.size:
         raise DamagedSegment
-    keys = np.frombuffer(content, dtype=f"S{KEY_BYTES}", count=n, offset=_HEADER.size)
-    features = np.frombuffer(content, dtype="<f4", count=n * width, offset=_HEADER.size + KEY_BYTES * n)
+    magic, of_table, n, width = _HEADER.unpack_from(content)
+    size = _HEADER.size + n * (KEY_BYTES + 4 * width)
+    if magic != _MAGIC or of_table != bytes.fromhex(table) or not n or not width or len(content) != size:
+        raise DamagedSegment
+    at = _HEADER.size + KEY_BYTES * n
+    keys = np.frombuffer(content[_HEADER.size : at], dtype=f"S{KEY_BYTES}")  # a copy: what is mapped must be let go
+    if not (keys[:-1] < keys[1:]).all():
+        raise DamagedSegment
+    features = np.frombuffer(content, dtype="<f4", count=n * width, offset=at)
     return Segment(keys, features.reshape(n, width))

@@ -33,7 +33,8 @@ class Images(Protocol):
     @property
     def labels(self) -> NDArray[np.int64]: ...
 
-    def image(self, index: int) -> Image.Image: ...
+    def image(self, index: int, digest: str | None = None) -> Image.Image:
+        """With `digest`, decoded from the very bytes whose `content_digest` it is, or an error."""
 
     def content_digest(self, index: int) -> str: ...
 
@@ -95,10 +96,11 @@ def image_features(
     A feature is a function of its image and view alone, whatever else is computed. With `cache_dir` those that were
     computed before are read from there, and the others are added while they are computed, a thousand at a time; it
     takes `cache_bytes` at most. An entry belongs to the backbone's weights, its preprocessing and precision, the view
-    and the image's content. `on_progress(done, total)` is called after each batch with the number of images that are
-    done with; not where nothing was missing.
+    and the image's content; an image that is replaced meanwhile is an error. `on_progress(done, total)` is called after
+    each batch with the number of images that are done with; not where nothing was missing.
     """
-    work = _Work(backbone, images, views, None if cache_dir is None else FeatureCache(cache_dir, cache_bytes))
+    cache = None if cache_dir is None else FeatureCache(cache_dir, cache_bytes, backbone.tower.embedding_width)
+    work = _Work(backbone, images, views, cache)
     work.compute(batch_size, on_progress)
     if cache_dir is not None and work.first.nbytes + work.others.nbytes > cache_bytes:
         logger.warning("the features of all images take more than the cache in %s may; raise its limit", cache_dir)
@@ -158,7 +160,9 @@ class _Work:
 
     def _pixels(self, row: int, view: int) -> Tensor:
         if self._decoded is None or self._decoded[0] != row:
-            self._decoded = row, self._images.image(row)
+            # An entry of the cache is for good: what is decoded must be what its key was made of.
+            digest = self._digests[row] if self._digests else None
+            self._decoded = row, self._images.image(row, digest)
         image = self._decoded[1]
         if view == 0 or self._augmentation is None:
             return self._backbone.preprocess(image)

@@ -104,6 +104,17 @@ class TextTower(nn.Module):
         return int(self.positional_embedding.shape[1])
 
     @property
+    def embedding_width(self) -> int:
+        """D, of the features of images too."""
+        match self.text_projection:
+            case None:
+                return self.width
+            case nn.Linear() as linear:
+                return linear.out_features
+            case parameter:
+                return int(parameter.shape[1])
+
+    @property
     def dtype(self) -> torch.dtype:
         """What the blocks compute in; in bfloat16 models embeddings and norms stay float32."""
         weight: Tensor = self.blocks[0].attn.in_proj_weight  # type: ignore[assignment,union-attr]

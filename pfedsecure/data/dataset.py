@@ -48,12 +48,21 @@ class ImageSet:
     def __len__(self) -> int:
         return len(self.labels)
 
-    def image(self, index: int) -> Image.Image:
-        """Image `index`, RGB and upright. Raises DataError naming the image if it cannot be decoded."""
+    def image(self, index: int, digest: str | None = None) -> Image.Image:
+        """Image `index`, RGB and upright. Raises DataError naming the image if it cannot be decoded.
+
+        With the `digest` that `content_digest` gave, what is decoded are the very bytes that have it; DataError when
+        they have been replaced meanwhile.
+        """
         try:
-            return self.images[index].decode()
+            content = None if digest is None else self.images[index].content()
+            if content is None or hashlib.sha256(content).hexdigest() == digest:
+                return self.images[index].decode(content)
         except Exception as error:  # a damaged file makes Pillow's decoders raise nearly anything
             raise DataError(f"cannot read image {self.keys[index]}: {_reason(error)}; repair or remove it") from error
+        raise DataError(
+            f"image {self.keys[index]} was replaced while it was being used; start again once nobody changes the images"
+        )
 
     def content_digest(self, index: int) -> str:
         """SHA-256 of the stored form of image `index`: what a cache of anything computed from it should be keyed by.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -17,8 +18,11 @@ _UNSCALED = ("I", "F")
 class StoredImage(Protocol):
     """An image that can be decoded, and whose stored form can be hashed."""
 
-    def decode(self) -> Image.Image:
-        """The image, RGB and upright. Whatever the decoder raises on damaged content comes through."""
+    def decode(self, content: bytes | None = None) -> Image.Image:
+        """The image, RGB and upright. Whatever the decoder raises on damaged content comes through.
+
+        `content`: what `content` gave, for whoever must be sure that it is of this and nothing newer.
+        """
 
     def content(self) -> bytes:
         """What is stored: equal for equal images. Raises OSError where it cannot be read."""
@@ -30,8 +34,8 @@ class ImageFile:
 
     path: Path
 
-    def decode(self) -> Image.Image:
-        with Image.open(self.path) as image:
+    def decode(self, content: bytes | None = None) -> Image.Image:
+        with Image.open(self.path if content is None else io.BytesIO(content)) as image:
             return as_rgb(ImageOps.exif_transpose(image))
 
     def content(self) -> bytes:
@@ -44,8 +48,8 @@ class ImagePixels:
 
     pixels: npt.NDArray[np.uint8]
 
-    def decode(self) -> Image.Image:
-        return Image.fromarray(self.pixels)
+    def decode(self, content: bytes | None = None) -> Image.Image:
+        return Image.fromarray(self.pixels)  # nobody changes these
 
     def content(self) -> bytes:
         height, width, _ = self.pixels.shape

@@ -93,7 +93,7 @@ class Peer:
         """
         if list(context.auth_context().get("transport_security_type", [])) not in ([], [b"insecure"]):
             raise InsecureTransport("a claimed name counts only without TLS: use the name in the certificate")
-        host = _host_of(context.peer())
+        host = host_of(context.peer())
         if not is_loopback(host):
             raise InsecureTransport(f"plain text from {host} refused: only this machine may call without TLS")
         name = validate_name(claimed_name)
@@ -106,7 +106,7 @@ def require_role(peer: Peer, role: Role) -> None:
         raise IdentityError(f"{peer.role} {peer.name} may not do this: it takes a certificate for a {role}")
 
 
-def _host_of(address: str) -> str:
+def host_of(address: str) -> str:
     """The host in a peer address of gRPC such as `ipv4:127.0.0.1:1234` or `ipv6:%5B::1%5D:1234`."""
     _family, _, rest = address.partition(":")
     host, _, _port = urllib.parse.unquote(rest).rpartition(":")

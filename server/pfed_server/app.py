@@ -16,13 +16,14 @@ from grpc_health.v1.health_pb2_grpc import add_HealthServicer_to_server
 
 import pfedsecure
 from pfed_server import events
-from pfed_server.admission import AdmissionGuard, Limits
+from pfed_server.admission import AdmissionGuard, ArrivalLimits, Limits
 from pfed_server.coordinator import Coordinator
 from pfed_server.expiry import ExpiryGuard
 from pfed_server.guards import Guard, GuardInterceptor
 from pfed_server.interceptor import CallInterceptor
 from pfed_server.metrics import Metrics
 from pfed_server.observing import CallObserver, Calls
+from pfed_server.refusals import Refusals
 from pfed_server.revocation import RevocationGuard, Revocations
 from pfed_server.service import add_services, by_certificate, by_claim
 from pfed_server.traces import Traces
@@ -101,6 +102,7 @@ async def serving(
     InsecureTransport for plain text that could leave this machine, IdentityError when the identity cannot be used.
     """
     identify = by_claim if identity is None else by_certificate(identity.authority, revocations)
+    arrivals = None if identity is None else ArrivalLimits(limits)
     transport = _transport(identity)
     revocation = None if revocations is None else RevocationGuard(revocations, coordinator.expel)
     guards: list[Guard] = [AdmissionGuard(limits)]
@@ -110,8 +112,8 @@ async def serving(
         guards.append(ExpiryGuard(CurrentIdentity(identity)))
     federation = coordinator.federation
     interceptors = (
-        CallObserver(federation.tell, calls),  # first: it sees what the others refuse
-        CallInterceptor(identify),
+        CallObserver(calls),  # first: it sees what the others refuse
+        CallInterceptor(identify, Refusals(federation.tell, calls), arrivals),
         GuardInterceptor(identify, guards),
     )
     server = grpc.aio.server(interceptors=interceptors, options=SERVER_OPTIONS)

@@ -1,8 +1,11 @@
 """The audit log of a server: who joined, who was refused and why, which protections each round ran with.
 
-Append-only, in the state directory; every line is on disk before the caller that caused it gets its answer. An event is
-written right after it happened: when the server is killed in between it is missing, and the next `server-started` tells
-the numbers that there are.
+Append-only, in the state directory; every line is on disk before the caller that caused it gets its answer, a refusal
+too. An event is written right after it happened: when the server is killed in between it is missing, and the next
+`server-started` tells the numbers that there are.
+
+A disk that cannot be written is no reason to answer nobody: whoever can fill it could stop the federation. The answer
+goes out then, the line waits in memory with those after it, in their order, and is written as soon as that can be done.
 """
 
 from __future__ import annotations

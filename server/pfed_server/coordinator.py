@@ -28,14 +28,21 @@ from pfed_server.clock import Clock, SystemClock
 from pfed_server.countersigning import Countersigning, Sign
 from pfed_server.federation import Federation
 from pfed_server.lending import Lending
-from pfed_server.membership import check_instance_id, check_key, check_may_have_name, member_of, revoked_members
+from pfed_server.membership import (
+    check_instance_id,
+    check_may_have_name,
+    current_member,
+    leaving_member,
+    member_of,
+    revoked_members,
+)
 from pfed_server.rounds import part_of, phase
 from pfed_server.status import status_reply
 from pfed_server.store import Member, Store
 from pfed_server.view import view_of
 from pfedsecure.aggregation.factory import server_aggregation
 from pfedsecure.console import one_line
-from pfedsecure.errors import MessageRejected, NameTaken, NotAMember, PlanMismatch
+from pfedsecure.errors import MessageRejected, NameTaken, PlanMismatch
 from pfedsecure.experts.claim import Claim, verify_claim
 from pfedsecure.plan import Plan
 from pfedsecure.wire.peer import Peer, require_role
@@ -151,7 +158,7 @@ class Coordinator:
             raise MessageRejected(f"wait_seconds {request.wait_seconds} is not a number of seconds")
         longest = min(LONGEST_WAIT_SECONDS, self._federation.liveness.timeout / 2)
         await self._federation.newer_than(request.seen_version, min(max(request.wait_seconds, 0.0), longest))
-        view = view_of(self._federation, self._current(peer, request.instance_id))
+        view = view_of(self._federation, current_member(self._federation.state, peer, request.instance_id))
         if view.phase == fed.FEDERATION_PHASE_FINISHED:
             self._know_the_end.add(peer.name)
         return view
@@ -268,20 +275,9 @@ class Coordinator:
             await clock.wait(asyncio.Event(), self._plan.rounds.heartbeat_seconds)
         await clock.wait(asyncio.Event(), self._plan.rounds.heartbeat_seconds)
 
-    def _current(self, peer: Peer, instance_id: str | None = None) -> Member:
-        """The caller's membership. Raises NotAMember, or NameTaken for another key or another process."""
-        require_role(peer, "client")
-        member = self._federation.state.members.get(peer.name)
-        if member is None or not member.taking_part:
-            raise NotAMember(f"{peer.name} does not take part in this federation; join it first")
-        check_key(member, peer)
-        if instance_id not in (None, member.instance_id):
-            raise NameTaken(f"another process has joined as {peer.name} meanwhile; stop one of the two")
-        return member
-
     def _member(self, peer: Peer, instance_id: str | None = None) -> Member:
-        """`_current`, and the caller counts as heard of."""
-        member = self._current(peer, instance_id)
+        """`current_member`, and the caller counts as heard of."""
+        member = current_member(self._federation.state, peer, instance_id)
         self._federation.heard(member.name)
         return member
 
@@ -320,15 +316,9 @@ class Coordinator:
             await federation.tell(events.joined(member.name, member.fingerprint))
 
     async def _leave(self, peer: Peer, instance_id: str) -> None:
-        require_role(peer, "client")
-        member = self._federation.state.members.get(peer.name)
-        if member is None:
-            raise NotAMember(f"{peer.name} does not take part in this federation")
-        check_may_have_name(member, peer)  # it may have renewed its certificate since it was last here
+        member = leaving_member(self._federation.state, peer, instance_id)
         if not member.taking_part:
             return
-        if instance_id != member.instance_id:
-            raise NameTaken(f"another process has joined as {peer.name} meanwhile; stop one of the two")
         await self._federation.change(partial(self._store.expel, [member.name]))  # what it lent goes with it
         self._federation.forget(member.name)
         _logger.warning(

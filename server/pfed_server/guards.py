@@ -6,66 +6,28 @@ it, by raising one while it runs. Behind `CallInterceptor`, which has identified
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
-import grpc
-import grpc.aio
-
+from pfed_server.around import AroundCalls, Call, Passage
 from pfed_server.service import Identify
-from pfedsecure.wire.peer import Peer, ServicerContext
+from pfedsecure.wire.peer import Peer
 
 Guard: TypeAlias = Callable[[Peer], AbstractAsyncContextManager[None]]
-Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
 
 
-class GuardInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
+class GuardInterceptor(AroundCalls):
     """Runs every call inside `guards`, the first outermost, which are told the caller that `identify` finds."""
 
     def __init__(self, identify: Identify, guards: Sequence[Guard]) -> None:
         self._identify = identify
         self._guards = guards
 
-    async def intercept_service(
-        self,
-        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Handler]],
-        handler_call_details: grpc.HandlerCallDetails,
-    ) -> Handler:
-        handler = await continuation(handler_call_details)
-        return handler if handler is None else _guarded(handler, self._inside)
-
     @asynccontextmanager
-    async def _inside(self, context: ServicerContext) -> AsyncIterator[None]:
-        peer = self._identify(context)
+    async def around(self, call: Call) -> AsyncIterator[Passage]:
+        peer = self._identify(call.context)
         async with AsyncExitStack() as stack:
             for guard in self._guards:
                 await stack.enter_async_context(guard(peer))
-            yield
-
-
-def _guarded(handler: Any, guard: Callable[[ServicerContext], AbstractAsyncContextManager[None]]) -> Handler:
-    async def unary_unary(request: Any, context: ServicerContext) -> Any:
-        async with guard(context):
-            return await handler.unary_unary(request, context)
-
-    # Writes by itself, so that the guard can end it also while it waits for a slow caller to take a reply.
-    async def unary_stream(request: Any, context: ServicerContext) -> None:
-        async with guard(context):
-            replies = handler.unary_stream(request, context)
-            if not isinstance(replies, AsyncGenerator):
-                await replies
-                return
-            async for reply in replies:
-                await context.write(reply)
-
-    async def stream_unary(requests: AsyncIterator[Any], context: ServicerContext) -> Any:
-        async with guard(context):
-            return await handler.stream_unary(requests, context)
-
-    serializers = handler.request_deserializer, handler.response_serializer
-    if handler.request_streaming:
-        return grpc.stream_unary_rpc_method_handler(stream_unary, *serializers)
-    if handler.response_streaming:
-        return grpc.unary_stream_rpc_method_handler(unary_stream, *serializers)
-    return grpc.unary_unary_rpc_method_handler(unary_unary, *serializers)
+            yield Passage()

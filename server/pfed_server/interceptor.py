@@ -7,112 +7,89 @@ client's mistake like any other.
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
-from contextlib import aclosing, asynccontextmanager
-from typing import Any, TypeAlias
+from collections.abc import AsyncIterator
+from contextlib import AbstractContextManager, asynccontextmanager, nullcontext
+from typing import Any
 
 import grpc
-import grpc.aio
 from google.protobuf.message import DecodeError
 from sqlalchemy.exc import OperationalError
 
-from pfed_server.refusal_log import RefusalLog
+from pfed_server.admission import ArrivalLimits
+from pfed_server.around import AroundCalls, Call, Passage
+from pfed_server.refusals import Refusals
 from pfed_server.service import Identify
-from pfedsecure.errors import MessageRejected, PfedError, ServerUnreachable, TooManyCalls
-from pfedsecure.wire.peer import ServicerContext
+from pfedsecure.errors import MessageRejected, PfedError, ServerUnreachable
 from pfedsecure.wire.status import abort, abort_code
-
-Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
 
 _logger = logging.getLogger(__name__)
 
 
-class CallInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
+class CallInterceptor(AroundCalls):
     """Lets in only callers that `identify` knows, in any role, decodes messages and reports what methods raise.
 
     No service, health included, answers anybody else, whether or not it asks for its caller itself.
     """
 
-    def __init__(self, identify: Identify) -> None:
+    takes_bytes = True
+
+    def __init__(
+        self, identify: Identify, refusals: Refusals | None = None, limits: ArrivalLimits | None = None
+    ) -> None:
+        """`limits`: of calls that are identified at all; None where callers have no certificates to count by."""
         self._identify = identify
-        self._refusals = RefusalLog()
+        self._refusals = refusals or Refusals()
+        self._limits = limits
 
-    async def intercept_service(
-        self,
-        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Handler]],
-        handler_call_details: grpc.HandlerCallDetails,
-    ) -> Handler:
-        handler = await continuation(handler_call_details)
-        return (
-            handler
-            if handler is None
-            else _wrapped(handler, handler_call_details.method, self._identify, self._refusals)
-        )
+    @asynccontextmanager
+    async def around(self, call: Call) -> AsyncIterator[Passage]:
+        async with self._reported(call):
+            with self._identified(call):
+                yield _Decoding(call)
 
+    def _identified(self, call: Call) -> AbstractContextManager[None]:
+        if self._limits is not None:
+            return self._limits.identified(call.context, self._identify)
+        self._identify(call.context)
+        return nullcontext()
 
-def _wrapped(handler: Any, method: str, identify: Identify, refusals: RefusalLog) -> Handler:
-    def decode(data: bytes) -> Any:
+    @asynccontextmanager
+    async def _reported(self, call: Call) -> AsyncIterator[None]:
+        """Turn what is raised inside into a gRPC status: a caller's mistake in words, anything else without details.
+
+        A fault of the storage may pass, a full disk or a locked database: clients are told to try again.
+        """
+        method, context = call.method, call.context
         try:
-            return handler.request_deserializer(data)
+            yield
+        except PfedError as error:
+            if abort_code(error) is not grpc.StatusCode.INTERNAL:
+                if not isinstance(error, ServerUnreachable):  # that one is the server's own fault
+                    await self._refusals.note(call, error)  # first: what comes after the answer may come too late
+                await abort(context, error)
+            await _abort_internal(call)
+        except (OperationalError, OSError):
+            _logger.exception("%s failed for now", method)
+            await abort(context, ServerUnreachable("the server cannot use its storage at the moment; its log says why"))
+        except NotImplementedError:  # a method that its service has only on paper, such as List of gRPC's health
+            await context.abort(grpc.StatusCode.UNIMPLEMENTED)
+        except Exception:
+            await _abort_internal(call)
+
+
+class _Decoding(Passage):
+    """A message that cannot be decoded is a mistake of the caller."""
+
+    def __init__(self, call: Call) -> None:
+        self._call = call
+
+    def into(self, message: bytes) -> Any:
+        try:
+            return self._call.decode(message)
         except DecodeError:
-            raise MessageRejected(f"a message of {method} cannot be decoded") from None
-
-    async def unary_unary(data: bytes, context: ServicerContext) -> Any:
-        async with _reported(method, context, refusals):
-            identify(context)
-            return await handler.unary_unary(decode(data), context)
-
-    async def unary_stream(data: bytes, context: ServicerContext) -> None:
-        async with _reported(method, context, refusals):
-            identify(context)
-            replies = handler.unary_stream(decode(data), context)
-            if not isinstance(replies, AsyncGenerator):  # gRPC's other way: it writes to the context by itself
-                await replies
-                return
-            async for reply in replies:
-                await context.write(reply)
-
-    async def decoded(messages: Any) -> AsyncGenerator[Any]:
-        async with aclosing(aiter(messages)) as arriving:
-            async for data in arriving:
-                yield decode(data)
-
-    async def stream_unary(messages: AsyncIterator[bytes], context: ServicerContext) -> Any:
-        async with _reported(method, context, refusals), aclosing(decoded(messages)) as requests:
-            identify(context)
-            return await handler.stream_unary(requests, context)
-
-    serializer = handler.response_serializer
-    if handler.request_streaming:
-        return grpc.stream_unary_rpc_method_handler(stream_unary, None, serializer)
-    if handler.response_streaming:
-        return grpc.unary_stream_rpc_method_handler(unary_stream, None, serializer)
-    return grpc.unary_unary_rpc_method_handler(unary_unary, None, serializer)
+            raise MessageRejected(f"a message of {self._call.method} cannot be decoded") from None
 
 
-@asynccontextmanager
-async def _reported(method: str, context: ServicerContext, refusals: RefusalLog) -> AsyncIterator[None]:
-    """Turn what is raised inside into a gRPC status: a caller's mistake in words, anything else without details.
-
-    A fault of the storage may pass, a full disk or a locked database: clients are told to try again.
-    """
-    try:
-        yield
-    except PfedError as error:
-        if abort_code(error) is not grpc.StatusCode.INTERNAL:
-            if not isinstance(error, TooManyCalls):  # `admission` tells of those, and not of each
-                refusals.tell(method, context.peer(), error)
-            await abort(context, error)
-        await _abort_internal(method, context)
-    except (OperationalError, OSError):
-        _logger.exception("%s failed for now", method)
-        await abort(context, ServerUnreachable("the server cannot use its storage at the moment; its log says why"))
-    except NotImplementedError:  # a method that its service has only on paper, such as List of gRPC's health
-        await context.abort(grpc.StatusCode.UNIMPLEMENTED)
-    except Exception:
-        await _abort_internal(method, context)
-
-
-async def _abort_internal(method: str, context: ServicerContext) -> None:
-    _logger.exception("%s failed", method)
-    await context.abort(grpc.StatusCode.INTERNAL)
+async def _abort_internal(call: Call) -> None:
+    _logger.exception("%s failed", call.method)
+    await call.context.abort(grpc.StatusCode.INTERNAL)

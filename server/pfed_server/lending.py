@@ -31,6 +31,11 @@ EPOCHS_KEPT = 4
 """For so many epochs of the cohort's secret matching stays set up."""
 SECONDS_TO_SET_UP = 30
 """Then another member is asked."""
+SEALED_AGAIN_A_ROUND = 4
+"""So often a member's expert may be replaced by one of a newer epoch, of which there is one for each `pfed pki rotate`.
+
+Each replacement wakes all members, and lets its author set up matching for the epoch that it claims.
+"""
 ANSWERS_A_ROUND = 8
 """To one query of a member: one is needed, some more after crashes; each takes the server a while."""
 MATCHES_AT_ONCE = 16
@@ -60,6 +65,7 @@ class Lending:
         self._index: tuple[int, MatchIndex] | None = None
         self._asked: tuple[int, dict[str, bytes]] = 0, {}
         self._answers: Counter[str] = Counter()
+        self._sealed_again: tuple[int, Counter[str]] = 0, Counter()
         self._set_up = asyncio.Event()
         self._asked_to_set_up: dict[int, tuple[str, float]] = {}
 
@@ -250,6 +256,7 @@ class Lending:
     async def _replace(self, name: str, round_number: int, content: StoredPublication) -> None:
         pooled = self._federation.state.pooled[name]
         if content.epoch > pooled.epoch:
+            self._check_seals_again(name)
             replace = self._federation.store.replace_expert
             await self._federation.change(partial(replace, round_number, name, content))
             _logger.info("%s sealed its expert again, epoch %d", name, content.epoch, extra={"peer": name})
@@ -257,10 +264,29 @@ class Lending:
             raise MessageRejected(f"round {round_number} is closed; ask where the federation stands")
 
     async def _stage(self, name: str, round_number: int, content: StoredPublication) -> None:
-        part = part_of(self._federation.state, name, round_number)
+        part, pooled = part_of(self._federation.state, name, round_number), self._federation.state.pooled.get(name)
+        if pooled is not None and content.epoch < pooled.epoch:
+            raise MessageRejected(
+                f"the expert is of epoch {content.epoch}, {name} has lent one of epoch {pooled.epoch} before: install "
+                "the newest kit of the authority"
+            )
         if part.publication_digest is None or content.epoch > part.publication_epoch:
+            if part.publication_digest is not None:
+                self._check_seals_again(name)
             traffic = self._federation.take_traffic(name)
             record = self._federation.store.record_publication
             await self._federation.change(partial(record, round_number, name, content, traffic))
         elif part.publication_digest != content.digest:
             raise MessageRejected(f"{name} has already published another expert in round {round_number}")
+
+    def _check_seals_again(self, name: str) -> None:
+        """Raise MessageRejected for a member that claims one new epoch after another; this server cannot verify any."""
+        number = self._federation.state.last_round
+        if self._sealed_again[0] != number:
+            self._sealed_again = number, Counter()
+        if self._sealed_again[1][name] >= SEALED_AGAIN_A_ROUND:
+            raise MessageRejected(
+                f"{name} has sealed its expert {SEALED_AGAIN_A_ROUND} times again since round {number} was opened; try "
+                "again in the next round"
+            )
+        self._sealed_again[1][name] += 1

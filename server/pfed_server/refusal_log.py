@@ -26,7 +26,7 @@ class _Account:
 
 
 class RefusalLog:
-    """What `CallInterceptor` tells of callers' mistakes."""
+    """What is told of callers' mistakes."""
 
     def __init__(self) -> None:
         self._accounts: OrderedDict[str, _Account] = OrderedDict()

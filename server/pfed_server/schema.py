@@ -8,6 +8,9 @@ from sqlalchemy import BLOB, JSON, CheckConstraint, ForeignKey, Index, text
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 from sqlalchemy.types import TypeEngine
 
+OPEN, CLOSED, ABANDONED = "open", "closed", "abandoned"
+"""Outcomes of rounds."""
+
 
 class Base(DeclarativeBase):
     type_annotation_map: ClassVar[dict[Any, type[TypeEngine[Any]]]] = {bytes: BLOB, dict[str, float]: JSON}

@@ -8,11 +8,15 @@ from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Self
 
-from sqlalchemy import Engine, Integer, cast, delete, func, insert, select, update
+from sqlalchemy import Engine, delete, func, insert, select, update
 from sqlalchemy.orm import Session, sessionmaker
 
 from pfed_server.database import StateFolder, empty_log, in_memory_engine
+from pfed_server.history_reader import HistoryReader
 from pfed_server.schema import (
+    ABANDONED,
+    CLOSED,
+    OPEN,
     LedgerRow,
     MatchingRow,
     MemberRow,
@@ -31,15 +35,12 @@ from pfed_server.store import (
     OpenRound,
     Part,
     PooledExpert,
-    RoundRecord,
     State,
     StoredPublication,
     Traffic,
 )
 from pfedsecure.matching.interface import PoolEntry
 from pfedsecure.plan import Plan
-
-OPEN, CLOSED, ABANDONED = "open", "closed", "abandoned"
 
 
 class SqlStore:
@@ -52,6 +53,7 @@ class SqlStore:
         # Of what happens once for every member of every round only the difference is read again: a thousand members
         # send thousands of messages a round. This process alone writes, and one call at a time.
         self._newest: State | None = None
+        self._history = HistoryReader()
 
     @classmethod
     def open(cls, folder: Path, plan: Plan) -> Self:
@@ -80,43 +82,12 @@ class SqlStore:
     def load(self) -> State:
         with self._transaction() as session:
             self._newest = _state(session)
+            self._history.read(session)  # the long part of it, before anybody waits for it
         return self._newest
 
     def history(self) -> History:
-        counts = (
-            RoundRow.number,
-            RoundRow.outcome,
-            RoundRow.opened_at,
-            RoundRow.closed_at,
-            RoundRow.metrics,
-            func.count(),
-            func.sum(cast(PartRow.counted, Integer)),
-            func.sum(PartRow.bytes_received),
-            func.sum(PartRow.bytes_sent),
-        )
         with self._transaction() as session:
-            rounds = [
-                RoundRecord(
-                    number=number,
-                    outcome=outcome,
-                    cohort=cohort,
-                    updates=updates,
-                    seconds=None if closed_at is None else closed_at - opened_at,
-                    traffic=Traffic(received, sent),
-                    metrics=metrics,
-                )
-                for number, outcome, opened_at, closed_at, metrics, cohort, updates, received, sent in session.execute(
-                    select(*counts).join(PartRow).group_by(RoundRow.number).order_by(RoundRow.number)
-                )
-            ]
-            last_rounds = session.execute(
-                select(PartRow.member, func.max(PartRow.round))
-                .join(RoundRow)
-                .where(RoundRow.outcome == CLOSED, PartRow.counted)
-                .group_by(PartRow.member)
-            )
-            reports = session.execute(select(ReportRow.author, func.count()).group_by(ReportRow.author))
-            return History(rounds, dict(last_rounds.all()), dict(reports.all()))
+            return self._history.read(session)
 
     def save_member(self, member: Member) -> State:
         with self._transaction() as session:

@@ -5,7 +5,9 @@ It takes the extra `traces`. Spans have methods, codes, sizes and counts, and no
 
 from __future__ import annotations
 
+import logging
 import time
+import urllib.parse
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
@@ -14,6 +16,7 @@ import click
 
 import pfedsecure
 from pfed_server.events import Event
+from pfedsecure.wire.loopback import is_loopback
 
 if TYPE_CHECKING:
     from opentelemetry.sdk.trace import TracerProvider
@@ -21,14 +24,17 @@ if TYPE_CHECKING:
 
 SERVICE = "pfed-server"
 
+_logger = logging.getLogger(__name__)
+
 
 @contextmanager
 def exported(url: str) -> Iterator[Traces]:
     """Traces that go to an OTLP/HTTP collector, such as http://127.0.0.1:4318/v1/traces; the last ones at the end.
 
     A collector that is away is no reason to stop: OpenTelemetry says so in the log, and drops what does not fit its
-    queue. Raises click.UsageError without the extra.
+    queue. Raises click.UsageError without the extra, and for what is no such address.
     """
+    warn_of_plain_text(url)
     try:
         from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
         from opentelemetry.sdk.resources import Resource
@@ -44,6 +50,26 @@ def exported(url: str) -> Iterator[Traces]:
         yield Traces(provider)
     finally:
         provider.shutdown()
+
+
+def warn_of_plain_text(url: str) -> None:
+    """Say in the log what can be read on the way to a collector. Raises click.UsageError for what is no address of one.
+
+    Not more than a warning: spans have nothing of anybody's data, as the pages of `watching`.
+    """
+    try:
+        parts = urllib.parse.urlsplit(url)
+        host, _port = parts.hostname, parts.port
+    except ValueError:
+        host = None
+    if host is None or parts.scheme not in ("http", "https"):
+        raise click.UsageError(f"--traces {url}: give the collector's address, such as https://HOST:4318/v1/traces")
+    if parts.scheme == "http" and not is_loopback(host):
+        _logger.warning(
+            "NOT PROTECTED: the traces go in plain text to %s, and everybody on the way can read them; give an address "
+            "that begins with https://",
+            host,
+        )
 
 
 class Traces:

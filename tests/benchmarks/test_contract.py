@@ -13,6 +13,7 @@ from pfed_benchmarks.contract import Bar, Outcome, Report, benchmark, this_machi
 from pydantic import ValidationError
 
 import pfedsecure
+from pfedsecure.errors import BenchError
 
 ROWS: list[contract.Row] = [{"size": 1, "seconds": 0.5}, {"size": 2, "seconds": None}]
 
@@ -60,8 +61,8 @@ def test_the_report_must_go_somewhere(tmp_path: Path) -> None:
     assert CliRunner().invoke(command, []).exit_code == 2
     (tmp_path / "file").touch()
     result = CliRunner().invoke(command, ["--json", str(tmp_path / "file" / "out.json")])
-    assert result.exit_code == 1
-    assert "cannot be written" in result.output
+    assert isinstance(result.exception, BenchError)
+    assert "cannot be written" in str(result.exception)
 
 
 @pytest.mark.parametrize(
@@ -97,12 +98,12 @@ def test_another_file_is_refused(content: str, problem: str, tmp_path: Path) -> 
     file = tmp_path / "other.json"
     file.write_text(content)
 
-    with pytest.raises(click.ClickException, match=problem):
+    with pytest.raises(BenchError, match=problem):
         Report.read(file)
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
-    with pytest.raises(click.ClickException, match=r"none\.json: cannot be read"):
+    with pytest.raises(BenchError, match=r"none\.json: cannot be read"):
         Report.read(tmp_path / "none.json")
 
 

@@ -6,7 +6,6 @@ import json
 from dataclasses import asdict, replace
 from pathlib import Path
 
-import click
 import numpy as np
 import pytest
 from click.testing import CliRunner
@@ -24,6 +23,7 @@ from pfed_benchmarks.privacy_tables import privacy_table, series_of
 from pfed_benchmarks.privacy_utility import available_photos, bars, measure_all
 
 from pfed_client.trainer import Trainer
+from pfedsecure.errors import BenchError
 from pfedsecure.privacy.accountant import epsilon as total_epsilon
 
 CLIP, ROUNDS = 0.01, 1
@@ -159,13 +159,13 @@ def test_rows_are_kept_and_those_of_another_configuration_refused(tmp_path: Path
     assert again.get(asdict(cell), never) == made
     assert again.get(asdict(replace(cell, seed=2)), lambda: made) == made
     assert KeptRows(file, {"rounds": 1}).get(asdict(replace(cell, seed=2)), never) == made
-    with pytest.raises(click.ClickException, match="another configuration") as caught:
+    with pytest.raises(BenchError, match="another configuration") as caught:
         KeptRows(file, {"rounds": 2})
-    assert "\n" not in caught.value.message
+    assert "\n" not in str(caught.value)
     file.write_text("no JSON\n")
-    with pytest.raises(click.ClickException, match="does not begin as"):
+    with pytest.raises(BenchError, match="does not begin as"):
         KeptRows(file, {"rounds": 1})
-    with pytest.raises(click.ClickException, match="cannot be read"):
+    with pytest.raises(BenchError, match="cannot be read"):
         KeptRows(tmp_path, {})
 
 
@@ -236,7 +236,7 @@ def test_what_is_done_is_not_done_again(sources: Sources, tmp_path: Path, monkey
     assert done == [1, 2]
     assert len(file.read_text().splitlines()) == 3
     assert json.loads(file.read_text().splitlines()[0])["configuration"]["data_set"] == "digits"
-    with pytest.raises(click.ClickException, match="another configuration"):
+    with pytest.raises(BenchError, match="another configuration"):
         measure_all("digits", cells, 2, sources, file)
 
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-import click
 import pytest
 from click.testing import CliRunner
 from pfed_benchmarks import secagg
 from pfed_benchmarks.contract import Report, Row
 from pfed_benchmarks.secagg import bars, ckks, command, flower, ours
 from pfed_benchmarks.secagg_round import Consortium
+
+from pfedsecure.errors import BenchError
 
 
 def row(way: str, clients: int = 100, **numbers: float) -> Row:
@@ -79,9 +80,9 @@ def test_a_python_without_flower_is_said_so(tmp_path: Path) -> None:
     pretended.chmod(0o755)
     arguments = ["--quick", "--json", str(tmp_path / "x"), "--flower-python", str(pretended)]
     result = CliRunner().invoke(command, arguments)
-    assert result.exit_code == 1
-    assert f"{pretended} has no flwr; install it there" in result.output
-    with pytest.raises(click.ClickException, match=r"secagg_flower.py failed under .*No module named"):
+    assert isinstance(result.exception, BenchError)
+    assert f"{pretended} has no flwr; install it there" in str(result.exception)
+    with pytest.raises(BenchError, match=r"secagg_flower.py failed under .*No module named"):
         flower(pretended, 10, 16, 0.0)
 
 

@@ -2,12 +2,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import click
 import pytest
 from click.testing import CliRunner
 from pfed_benchmarks.cli import bench_table
 from pfed_benchmarks.contract import Bar, Outcome, Report
 from pfed_benchmarks.tables import replace_table, table_of
+
+from pfedsecure.errors import BenchError
 
 
 def row(data_set: str, seed: int, method: str, accuracy: float, share: float | None = None) -> dict[str, object]:
@@ -125,7 +126,7 @@ def test_the_command_prints_or_replaces(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("document", ["", "<!-- bench federation -->\n", "<!-- end of bench federation -->\n"])
 def test_a_document_without_marks_is_left_alone(document: str) -> None:
-    with pytest.raises(click.ClickException, match="has no lines <!-- bench federation -->"):
+    with pytest.raises(BenchError, match="has no lines <!-- bench federation -->"):
         replace_table(document, "federation", TABLE)
 
 
@@ -133,7 +134,7 @@ def test_a_benchmark_without_a_table_is_named() -> None:
     other = REPORT.model_copy(update={"bench": "other"})
 
     with pytest.raises(
-        click.ClickException,
+        BenchError,
         match="other has no table; those that do: audit, dp-step, experts, federation, matching, privacy-utility,",
     ):
         table_of(other)

@@ -31,11 +31,15 @@ from pfed_server.clock import SystemClock
 from pfed_server.coordinator import Coordinator
 from pfed_server.database import DATABASE_FILE
 from pfed_server.events import left
+from pfed_server.revocation import KEPT_FILE
 from pfed_server.sql_store import SqlStore
 from pfedsecure.clip.config import context_shape
 from pfedsecure.console import Address
 from pfedsecure.pki import identity as identities
+from pfedsecure.pki.authority import Authority
 from pfedsecure.pki.development import enrol, ensure_development_pki
+from pfedsecure.pki.revocation import RevocationList
+from pfedsecure.pki.revoking import revoke
 from pfedsecure.plan import Plan
 
 PLAN = Plan.from_toml(DEMO_PLAN)
@@ -100,7 +104,9 @@ def other_key(folder: Path) -> None:
 def test_a_sound_server_has_nothing_wrong(deployment: Path) -> None:
     findings = of_server()
     assert wrong(findings) == []
-    assert {finding.check for finding in findings} == {"certificate", "plan", "disk", "state", "audit", "port"}
+    checks = {"certificate", "revocation", "plan", "disk", "state", "audit", "port"}
+    assert {finding.check for finding in findings} == checks
+    assert any("there is no revocation list" in said for said in wrong(findings, "warning"))
 
 
 @pytest.mark.parametrize(
@@ -119,6 +125,75 @@ def test_what_is_wrong_with_a_server_is_found(deployment: Path, breaks: Break, m
     breaks(deployment)
     (said,) = wrong(of_server())
     assert re.match(message, said), said
+
+
+def revoked(*names: str, days: int = 30, now: datetime | None = None) -> bytes:
+    return revoke(Authority.load(Path("certs/dev/authority")), names, days=days, now=now).list.pem
+
+
+def of_revocation(*arguments: str) -> list[Finding]:
+    return [finding for finding in of_server("--crl", "revoked.crl", *arguments) if finding.check == "revocation"]
+
+
+def test_a_sound_revocation_list_is_found_so(deployment: Path) -> None:
+    Path("revoked.crl").write_bytes(revoked("anna"))
+    (found,) = of_revocation()
+    assert (found.level, "has 1 certificates; the next is due by" in found.said) == ("ok", True)
+    Path("state/server", KEPT_FILE).write_bytes(Path("revoked.crl").read_bytes())
+    assert [finding.level for finding in of_revocation()] == ["ok", "ok"]
+    with closing(SqlStore.open(Path("state/server"), PLAN)):  # its server runs
+        assert [finding.level for finding in of_revocation()] == ["ok", "ok"]
+
+
+def garbled(folder: Path) -> None:
+    good = (folder / "revoked.crl").read_bytes()
+    (folder / "revoked.crl").write_bytes(good[:100] + (b"A" if good[100:101] != b"A" else b"B") + good[101:])
+
+
+def of_another_authority(folder: Path) -> None:
+    (folder / "revoked.crl").write_bytes(revoke(Authority.create(folder / "other", "other"), []).list.pem)
+
+
+def rolled_back(folder: Path) -> None:
+    (folder / "state/server" / KEPT_FILE).write_bytes(revoked("anna"))
+
+
+def of_the_same_number(folder: Path) -> None:
+    """By somebody who has the authority's key, or by an authority that was copied."""
+    authority, now = Authority.load(folder / "certs/dev/authority"), datetime.now(UTC)
+    given = RevocationList.read((folder / "revoked.crl").read_bytes(), authority.certificate, "it")
+    other = authority.sign_list(given.number, {5: now}, (now, now + timedelta(days=1)))
+    (folder / "state/server" / KEPT_FILE).write_bytes(other.pem)
+
+
+@pytest.mark.parametrize(
+    ("breaks", "message"),
+    [
+        (lambda folder: (folder / "revoked.crl").unlink(), "cannot read revoked.crl: No such file"),
+        (garbled, "revoked.crl is no(t signed by| revocation list)"),
+        (of_another_authority, "revoked.crl is not signed by this federation's authority"),
+        (rolled_back, r"revoked.crl is list \d+, the server has had list \d+, which goes on to count: ask"),
+        (of_the_same_number, "revoked.crl differs from the list that the server has"),
+        (lambda folder: (folder / "state/server" / KEPT_FILE).write_bytes(b"x"), "state/server/revoked.crl is no rev"),
+    ],
+)
+def test_what_is_wrong_with_a_revocation_list_is_found(deployment: Path, breaks: Break, message: str) -> None:
+    Path("revoked.crl").write_bytes(revoked())
+    breaks(deployment)
+    (said,) = [finding.said for finding in of_revocation() if finding.level == "wrong"]
+    assert re.match(message, said), said
+
+
+def test_a_list_that_is_overdue_or_not_taken_by_the_server_is_found(deployment: Path) -> None:
+    old = revoked(days=1, now=datetime.now(UTC) - timedelta(days=3))
+    Path("revoked.crl").write_bytes(old)
+    (found,) = of_revocation()
+    assert (found.level, "was due by" in found.said) == ("warning", True)
+    Path("state/server", KEPT_FILE).write_bytes(old)
+    Path("revoked.crl").write_bytes(revoked("anna"))
+    assert [finding.level for finding in of_revocation()] == ["ok", "ok"]  # it takes it at its start
+    with closing(SqlStore.open(Path("state/server"), PLAN)):
+        assert "and not yet list" in next(finding.said for finding in of_revocation() if finding.level == "wrong")
 
 
 def test_another_plan_than_the_states_is_found(deployment: Path) -> None:

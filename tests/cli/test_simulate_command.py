@@ -18,7 +18,7 @@ from click.testing import CliRunner, Result
 from pfed_cli.main import main
 from pfed_cli.simulate.plans import demo_plan, fitted
 from pfed_cli.simulate.shares import Partition, all_digits, digits_of, joined, partition
-from pfed_client.participant import split
+from pfed_client.splitting import split
 from pfedsecure.data import open_images
 from pfedsecure.data.digits import CLASS_NAMES
 from pfedsecure.errors import DataError, PlanError

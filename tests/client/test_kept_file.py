@@ -6,6 +6,7 @@ import stat
 from pathlib import Path
 
 import pytest
+from pydantic import TypeAdapter
 
 from pfed_client.kept_file import KeptFiles
 from pfed_client.release_log import ReleaseLog
@@ -46,11 +47,10 @@ def test_keys_are_not_mixed_up_with_contents(tmp_path: Path) -> None:
 
 
 def test_releases_are_appended_and_on_disk(tmp_path: Path) -> None:
-    log = ReleaseLog(tmp_path / "releases.jsonl")
-    assert log.read() == []
-    log.record(EVENT)
     ReleaseLog(tmp_path / "releases.jsonl").record(EVENT)
-    assert log.read() == [EVENT, EVENT]
+    ReleaseLog(tmp_path / "releases.jsonl").record(EVENT)
+    lines = (tmp_path / "releases.jsonl").read_text().splitlines()
+    assert [TypeAdapter(GaussianRelease).validate_json(line) for line in lines] == [EVENT, EVENT]
     assert stat.S_IMODE((tmp_path / "releases.jsonl").stat().st_mode) == 0o600
 
 
@@ -58,12 +58,3 @@ def test_a_log_that_cannot_be_written_forbids_the_release(tmp_path: Path) -> Non
     (tmp_path / "releases.jsonl").mkdir()
     with pytest.raises(StateError, match="so nothing is released"):
         ReleaseLog(tmp_path / "releases.jsonl").record(EVENT)
-
-
-def test_a_damaged_log_is_named_by_its_line(tmp_path: Path) -> None:
-    log = ReleaseLog(tmp_path / "releases.jsonl")
-    log.record(EVENT)
-    with (tmp_path / "releases.jsonl").open("a") as file:
-        file.write("{}\n")
-    with pytest.raises(StateError, match="line 2 is no release"):
-        log.read()

@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import stat
+import struct
 import subprocess
 import sys
 from hashlib import sha256
@@ -15,9 +16,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pfedsecure.clip import feature_cache
+from pfedsecure.clip import feature_cache, feature_segment
 from pfedsecure.clip.feature_cache import FeatureCache
-from pfedsecure.clip.feature_segment import Features, Keys, keys_of
+from pfedsecure.clip.feature_segment import Features, Keys, Segment, keys_of
 
 SCRIPT = Path(__file__).with_name("cache_processes.py")
 TABLE, OTHER = sha256(b"a backbone").hexdigest(), sha256(b"another").hexdigest()
@@ -97,6 +98,115 @@ def test_one_flipped_bit_anywhere_and_features_are_missing_not_wrong(
     assert not path.exists()
     rows, found = added(tmp_path, 1, 2).find(TABLE, keys(1, 2, 3))
     np.testing.assert_array_equal(found, features(1, 2, 3))
+
+
+HEADER = struct.Struct("<24s32sQQ")
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"nonsense",
+        HEADER.pack(b"pfedsecure features 1".ljust(24), bytes.fromhex(TABLE), 2, WIDTH),
+        HEADER.pack(b"pfedsecure features 1".ljust(24), bytes.fromhex(TABLE), 2**63, 2**63) + bytes(100),
+        HEADER.pack(b"pfedsecure features 1".ljust(24), bytes.fromhex(TABLE), 0, WIDTH),
+        HEADER.pack(b"pfedsecure features 1".ljust(24), bytes.fromhex(TABLE), 2, 0) + bytes(64),
+        HEADER.pack(b"pfedsecure features 1".ljust(24), bytes.fromhex(TABLE), 1, 1) + bytes(99),
+        HEADER.pack(b"pfedsecure features 1".ljust(24), bytes.fromhex(TABLE), 2, 1) + bytes(2 * 36),
+    ],
+    ids=["empty", "nonsense", "header alone", "huge", "no rows", "no width", "longer", "keys twice"],
+)
+@pytest.mark.parametrize("how", ["found", "merged"])
+def test_a_malformed_segment_with_the_right_name_is_removed(
+    tmp_path: Path, content: bytes, how: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its digest is right, so nothing but its form tells that no program of ours wrote it."""
+    monkeypatch.setattr(feature_cache, "_MERGED", 2 if how == "merged" else 8)
+    added(tmp_path, 1)
+    path = tmp_path / TABLE / f"{sha256(content).hexdigest()}.features"
+    path.write_bytes(content)
+    rows, found = added(tmp_path, 2).find(TABLE, keys(1, 2))
+    assert rows.tolist() == [0, 1]
+    np.testing.assert_array_equal(found, features(1, 2))
+    assert not path.exists()
+
+
+def planted(folder: Path, number: int) -> Path:
+    """Wrong features of an image, in a segment with nothing wrong about it."""
+    content = Segment.of(keys(number), features(number + 100)).to_bytes(TABLE)
+    path = folder / TABLE / f"{sha256(content).hexdigest()}.features"
+    path.write_bytes(content)
+    return path
+
+
+@pytest.mark.parametrize("which", ["cache", f"cache/{TABLE}"])
+@pytest.mark.parametrize("how", ["group", "everybody", "owner"])
+def test_a_folder_that_others_can_write_to_is_not_used(
+    tmp_path: Path, which: str, how: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """They could put features there that a client then trains on."""
+    folder = tmp_path / "cache"
+    added(folder, 1)
+    planted(folder, 2)
+    assert len(FeatureCache(folder).find(TABLE, keys(2))[0]) == 1  # the attack, where nobody else can write
+    if how == "owner":
+        owned_by_another(monkeypatch, tmp_path / which)
+    else:
+        (tmp_path / which).chmod(0o770 if how == "group" else 0o777)
+    with caplog.at_level(logging.WARNING):
+        cache = FeatureCache(folder)
+        assert len(cache.find(TABLE, keys(1, 2))[0]) == 0
+        cache.add(TABLE, keys(3), features(3))
+    (record,) = caplog.records
+    assert f"others can write to {tmp_path / which}: remove it, or give it to this user with" in record.message
+    assert len(segments(folder)) == 2
+
+
+def owned_by_another(monkeypatch: pytest.MonkeyPatch, *paths: Path) -> None:
+    """What the system says of these: only root could bring it about for real."""
+    theirs, stat_of, fstat = {path.stat().st_ino for path in paths}, Path.stat, os.fstat
+
+    def given_away(status: os.stat_result) -> os.stat_result:
+        if status.st_ino not in theirs:
+            return status
+        return os.stat_result([*status[:4], os.geteuid() + 1, *status[5:]])
+
+    monkeypatch.setattr(Path, "stat", lambda path, **more: given_away(stat_of(path, **more)))
+    monkeypatch.setattr(feature_segment.os, "fstat", lambda descriptor: given_away(fstat(descriptor)))
+
+
+@pytest.mark.parametrize("how", ["writable", "owner", "link", "fifo"])
+def test_a_segment_that_others_can_write_is_removed(tmp_path: Path, how: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    cache = added(tmp_path, 1)
+    path = planted(tmp_path, 2)
+    if how == "writable":
+        path.chmod(0o660)
+    elif how == "owner":
+        owned_by_another(monkeypatch, path)
+    elif how == "link":
+        path.rename(tmp_path / "elsewhere")
+        path.symlink_to(tmp_path / "elsewhere")
+    else:
+        path.unlink()
+        os.mkfifo(path, 0o600)
+    rows, found = cache.find(TABLE, keys(1, 2))
+    assert rows.tolist() == [0]
+    np.testing.assert_array_equal(found, features(1))
+    assert not os.path.lexists(path)
+
+
+def test_a_folder_that_others_can_read_is_closed_to_them(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    added(tmp_path, 1)
+    for folder in (tmp_path, tmp_path / TABLE):
+        folder.chmod(0o755)
+    with caplog.at_level(logging.WARNING):
+        assert len(FeatureCache(tmp_path).find(TABLE, keys(1))[0]) == 1
+    assert [record.message for record in caplog.records] == [
+        f"{folder} was open to other users of this machine, and is not any more"
+        for folder in (tmp_path, tmp_path / TABLE)
+    ]
+    assert {stat.S_IMODE(folder.stat().st_mode) for folder in (tmp_path, tmp_path / TABLE)} == {0o700}
 
 
 @pytest.mark.parametrize("damage", ["empty", "cut off", "longer", "other name", "other table", "nonsense"])

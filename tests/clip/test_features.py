@@ -11,9 +11,12 @@ import pytest
 import torch
 from PIL import Image
 
+from pfedsecure.clip import feature_segment
 from pfedsecure.clip.backbone import Backbone, load_backbone
 from pfedsecure.clip.features import FeatureSet, image_features
 from pfedsecure.clip.views import Augmentation
+from pfedsecure.data import ImageSet, open_images
+from pfedsecure.errors import DataError
 
 CONFIG = {
     "embed_dim": 32,
@@ -31,8 +34,9 @@ class Pictures:
         self.opened = 0
         self._pixels = [np.random.default_rng(s).integers(0, 256, (32, 32, 3), dtype=np.uint8) for s in seeds]
 
-    def image(self, index: int) -> Image.Image:
+    def image(self, index: int, digest: str | None = None) -> Image.Image:
         self.opened += 1
+        assert digest in (None, self.content_digest(index))
         return Image.fromarray(self._pixels[index])
 
     def content_digest(self, index: int) -> str:
@@ -105,6 +109,52 @@ def test_a_feature_is_a_function_of_its_image_alone(backbone: Backbone) -> None:
         assert few.augmented is not None
         assert many.augmented is not None
         assert torch.equal(few.augmented, many.augmented[rows])
+
+
+def test_an_image_that_is_replaced_before_it_is_decoded_does_not_get_the_others_entry(
+    backbone: Backbone, tmp_path: Path
+) -> None:
+    """Replaced for a moment, the first one's features would be wrong for as long as the cache lasts."""
+    file, cache = tmp_path / "cat" / "1.png", tmp_path / "cache"
+    pixels = np.random.default_rng(0).integers(0, 256, (2, 32, 32, 3), dtype=np.uint8)
+    file.parent.mkdir()
+    (tmp_path / "dog").mkdir()
+    for name, colour in (("cat/1.png", 0), ("dog/1.png", 1)):
+        Image.fromarray(pixels[colour]).save(tmp_path / name)
+    first, images = file.read_bytes(), open_images(str(tmp_path), strict=True)
+
+    class Replaced(ImageSet):
+        def content_digest(self, index: int) -> str:
+            digest = super().content_digest(index)
+            if index == 0:
+                Image.fromarray(pixels[1]).save(file)
+            return digest
+
+    replaced = Replaced(images.class_names, images.labels, images.keys, images.images)
+    with pytest.raises(DataError, match=r"image cat/1\.png was replaced while it was being used; start again"):
+        image_features(backbone, replaced, cache_dir=cache)
+    file.write_bytes(first)
+    found = image_features(backbone, images, cache_dir=cache)
+    assert torch.equal(found.features, image_features(backbone, images).features)
+
+
+@pytest.mark.parametrize("width", [1, 64])
+def test_features_of_another_width_than_the_backbones_are_computed_again(
+    backbone: Backbone, tmp_path: Path, width: int
+) -> None:
+    """A whole segment, with the right name and for the right table, that no program of ours can have written."""
+    image_features(backbone, Pictures([1, 2]), cache_dir=tmp_path)
+    (segment,) = tmp_path.glob("*/*.features")
+    table = segment.parent.name
+    keys = feature_segment.read(segment, table).keys
+    content = feature_segment.Segment(keys, np.ones((2, width), np.float32)).to_bytes(table)
+    segment.unlink()
+    segment.with_name(feature_segment.file_name(content)).write_bytes(content)
+    found = image_features(backbone, Pictures([1, 2]), cache_dir=tmp_path)
+    assert torch.equal(found.features, image_features(backbone, Pictures([1, 2])).features)
+    again = Pictures([1, 2])
+    image_features(backbone, again, cache_dir=tmp_path)
+    assert again.opened == 0
 
 
 def test_what_was_computed_before_an_end_is_not_lost(backbone: Backbone, tmp_path: Path) -> None:

@@ -211,6 +211,19 @@ def test_a_removed_member_that_is_given_the_new_secret_opens_everything(
     np.testing.assert_array_equal(mallory.experts(secrets=leaked).unpack(envelope, alice.pseudonym, 6), context_of(2))
 
 
+def test_a_removed_member_can_lend_for_one_epoch_more(
+    cohort: Any, alice: Any, mallory: Any, context_of: ContextOf
+) -> None:
+    """Not stopped: whoever stays keeps the secret before, for those who are late. It is the one before and no more."""
+    cohort.rotate(without=["mallory"])
+    poison = mallory.experts().pack(context_of(666), 5)
+    np.testing.assert_array_equal(alice.experts().unpack(poison, mallory.pseudonym, 6), context_of(666))
+    cohort.rotate()
+    late = mallory.experts().pack(context_of(666), 7)
+    with pytest.raises(MessageRejected, match="no cohort secret of epoch 1 here, only of 2 and 3"):
+        alice.experts().unpack(late, mallory.pseudonym, 8)
+
+
 def test_a_new_member_is_told_what_it_cannot_open(cohort: Any, alice: Any, context_of: ContextOf) -> None:
     """What was sealed before it came; the message is one line and the client goes on."""
     envelope = alice.experts().pack(context_of(1), 4)

@@ -19,7 +19,7 @@ from pfedsecure.pki.installation import install_kit
 from pfedsecure.pki.keys import new_private_key, read_private_key
 from pfedsecure.pki.request import request
 from pfedsecure.pki.revocation import RevocationList
-from pfedsecure.pki.revoking import revoke
+from pfedsecure.pki.revoking import AFTER_EXPIRY, revoke
 from pfedsecure.pki.rotation import rotate
 
 Enrol = Callable[..., Identity]
@@ -64,6 +64,32 @@ def test_with_keep_newest_what_replaced_a_lost_key_stays_good(
     assert "alice" in rotate(authority, tmp_path / "kits").kits
 
 
+def test_with_keep_newest_each_role_keeps_its_own(authority: Authority, enrolled: Enrol, tmp_path: Path) -> None:
+    """Else the newest of one role, issued last, would take the good certificate of another role with it."""
+    old = enrolled(authority, "alice")
+    new = request(tmp_path / "new", "alice", "client").read_bytes()
+    replaced = authority.admit(new, name="alice", role="client", days=10, replace=True).certificate
+    other = request(tmp_path / "operator", "alice", "operator").read_bytes()
+    operator = authority.admit(other, name="alice", role="operator", days=10, replace=True).certificate
+    assert replaced is not None
+    assert operator is not None
+    done = revoke(authority, ["alice"], keep_newest=True)
+    assert done.list.serials == {old.subject.serial}
+    assert {(record.role, int(record.serial, 16)) for record in done.kept} == {
+        ("client", replaced.serial_number),
+        ("operator", operator.serial_number),
+    }
+
+
+def test_a_revoked_client_gets_no_secret_though_its_key_has_another_role_since(
+    authority: Authority, enrolled: Enrol, tmp_path: Path
+) -> None:
+    _, _, mallory = (enrolled(authority, name) for name in ("alice", "bob", "mallory"))
+    authority.admit(csr(mallory), name="mallory", role="operator", days=10)
+    revoke(authority, ["mallory"])
+    assert set(rotate(authority, tmp_path / "kits").kits) == {"alice", "bob"}
+
+
 def test_a_revoked_key_is_not_certified_again(authority: Authority, enrolled: Enrol) -> None:
     mallory = enrolled(authority, "mallory")
     revoke(authority, ["mallory"])
@@ -90,10 +116,21 @@ def test_a_name_without_certificates_is_refused_and_nothing_is_done(authority: A
         revoke(authority, ["alice"], days=0)
 
 
-def test_expired_certificates_leave_the_list_and_stay_on_record(authority: Authority, enrolled: Enrol) -> None:
-    enrolled(authority, "mallory")
+def test_a_list_by_a_clock_that_is_ahead_does_not_bring_a_certificate_back(
+    authority: Authority, enrolled: Enrol
+) -> None:
+    """A server whose clock is behind takes the certificate until it has expired there too."""
+    mallory, late = enrolled(authority, "mallory"), enrolled(authority, "late")
     revoke(authority, ["mallory"])
-    later = revoke(authority, [], now=NOW + timedelta(days=11))
+    ahead = mallory.subject.not_after + timedelta(days=1)
+    found = revoke(authority, ["late"], now=ahead).list
+    assert found.serials == {mallory.subject.serial, late.subject.serial}
+
+
+def test_expired_certificates_leave_the_list_and_stay_on_record(authority: Authority, enrolled: Enrol) -> None:
+    mallory = enrolled(authority, "mallory")
+    revoke(authority, ["mallory"])
+    later = revoke(authority, [], now=mallory.subject.not_after + AFTER_EXPIRY + timedelta(hours=1))
     assert later.list.serials == frozenset()
     assert [record.name for record in authority.revoked()] == ["mallory"]
 

@@ -181,7 +181,7 @@ async def test_a_flood_of_calls_takes_no_memory_and_others_are_answered(
             await flooded(anna, 300)
             await ask(bert)
         assert resident() - before < 32 * MIB
-        assert len(caplog.records) - lines <= 1
+        assert len(caplog.records) - lines <= 2  # of its certificate, and of its name
 
 
 async def flooded(stubs: Any, calls: int) -> None:

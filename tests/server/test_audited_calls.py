@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import json
+import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, closing
 from pathlib import Path
@@ -13,10 +15,12 @@ import grpc
 import numpy as np
 import pytest
 
+from pfed_server import audit
 from pfed_server.app import serving
 from pfed_server.audit import AUDIT_FILE, AuditLog
 from pfed_server.audit_chain import verify
 from pfed_server.coordinator import Coordinator
+from pfed_server.events import Event
 from pfed_server.sql_store import SqlStore
 from pfedsecure.console import Address
 from pfedsecure.plan import Plan
@@ -169,3 +173,41 @@ async def test_who_is_refused_stands_there_with_the_reason(
         "event": "repeated",
         "details": {"refused IdentityError": 2},
     }
+
+
+async def test_a_refusal_is_on_record_before_the_caller_hears_of_it(
+    make_plan: MakePlan, members: Any, connect: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever is refused may bring the server down with the next packet: what was to be written by then is lost."""
+    plan, record = make_plan(), AuditLog.record
+
+    def slowly(log: AuditLog, event: Event) -> None:
+        time.sleep(0.3)
+        record(log, event)
+
+    monkeypatch.setattr(AuditLog, "record", slowly)
+    async with audited(plan, members, tmp_path) as address, connect(address, members.identity("anna")) as stubs:
+        for number, call in enumerate((join(stubs, plan, digest="0" * 64), opened(stubs, 1)), start=1):
+            with pytest.raises(grpc.RpcError):
+                await call
+            assert [entry["event"] for entry in entries(tmp_path)] == ["server-started", *["refused"] * number]
+
+
+async def test_a_refusal_that_cannot_be_written_is_answered_and_written_later(
+    make_plan: MakePlan, members: Any, connect: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who can fill the disk must not be able to stop the federation with it."""
+    plan = make_plan()
+
+    def full(_descriptor: int, _data: Any) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    async with audited(plan, members, tmp_path) as address, connect(address, members.identity("anna")) as stubs:
+        with monkeypatch.context() as patch:
+            patch.setattr(audit.os, "write", full)
+            with pytest.raises(grpc.aio.AioRpcError) as refused:
+                await join(stubs, plan, digest="0" * 64)
+            await join(stubs, plan)
+            assert [entry["event"] for entry in entries(tmp_path)] == ["server-started"]
+        assert refused.value.code() is grpc.StatusCode.FAILED_PRECONDITION
+    assert [entry["event"] for entry in entries(tmp_path)] == ["server-started", "refused", "joined", "server-stopped"]

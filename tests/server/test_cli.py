@@ -54,6 +54,7 @@ def test_usage_errors_end_with_status_2(
     [
         (["--tls", "--plan", "nowhere.toml"], PlanError.exit_code, "nowhere.toml: cannot read the plan"),
         (["--tls", "--plan", "bad.toml"], PlanError.exit_code, "bad.toml: class_names is missing; add it"),
+        (["--tls", "--plan", "long.toml"], PlanError.exit_code, "prompt.context_length 31 does not fit tiny-clip"),
         (["--tls", "--plan", "odd.toml"], PlanError.exit_code, "backbone.text_width is not given and cannot be looked"),
         (["--tls", "--identity", "nowhere"], IdentityError.exit_code, "nowhere holds no identity"),
         (["--insecure", "--listen", "0.0.0.0:0"], InsecureTransport.exit_code, "--insecure would send plain text"),
@@ -71,11 +72,12 @@ def test_mistakes_end_with_one_line_and_their_own_status(
     (tmp_path / "bad.toml").write_text('name = "x"\n')
     (tmp_path / "odd.toml").write_text('class_names = ["a", "b"]\n[backbone]\nmodel = "no-such-model"\n')
     (tmp_path / "clear.toml").write_text(CLEAR)
+    (tmp_path / "long.toml").write_text(f'{CLEAR}prompt.context_length = 31\nbackbone.model = "tiny-clip"\n')
     result = invoke(arguments, tmp_path, monkeypatch)
     assert result.exit_code == code
     (line,) = result.stderr.splitlines()
     assert line.startswith(f"pfed-server: error: {message}")
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["bad.toml", "clear.toml", "odd.toml"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["bad.toml", "clear.toml", "long.toml", "odd.toml"]
 
 
 def test_the_embedded_plan_is_valid_and_its_words_fill_its_context() -> None:

@@ -10,14 +10,18 @@ import re
 import shutil
 import socket
 import subprocess
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+import threading
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager, contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from pfed_server import pages as server_pages
 from pfed_server.app import serving
 from pfed_server.coordinator import Coordinator
 from pfed_server.dashboard import dashboard_pages
@@ -116,15 +120,78 @@ def test_a_page_that_cannot_be_made_is_told_without_details() -> None:
     assert (status, body) == (503, b"not at the moment; the log says why\n")
 
 
-def test_silent_connections_are_bounded() -> None:
-    with served_pages(ANYWHERE, {"/": Page("text/plain", lambda: b"x")}, "--metrics") as address:
-        silent = [socket.create_connection(address) for _ in range(REQUESTS_AT_ONCE)]
-        try:
-            with pytest.raises((ConnectionError, http.client.BadStatusLine)):
-                ask(address, "/")
-        finally:
-            for connection in silent:
-                connection.close()
+@contextmanager
+def dawdling(address: Address, kind: str) -> Iterator[list[socket.socket]]:
+    """As many connections as there may be, and as many again, that never come to an end by themselves."""
+    opened, over = [socket.create_connection(address) for _ in range(2 * REQUESTS_AT_ONCE)], threading.Event()
+
+    def drip() -> None:
+        while not over.wait(0.05):
+            for connection in opened:
+                with suppress(OSError):
+                    connection.sendall(b"G")
+
+    dripping = threading.Thread(target=drip)
+    try:
+        if kind == "dripping":
+            dripping.start()
+        for connection in opened:
+            if kind == "taking nothing":
+                with suppress(OSError):
+                    connection.sendall(b"GET /large HTTP/1.0\r\nHost: localhost\r\n\r\n")
+        yield opened
+    finally:
+        over.set()
+        if dripping.is_alive():
+            dripping.join()
+        for connection in opened:
+            connection.close()
+
+
+@pytest.mark.parametrize("kind", ["silent", "dripping", "taking nothing"])
+def test_who_dawdles_blinds_nobody_and_takes_few_threads(kind: str) -> None:
+    pages = {"/": Page("text/plain", lambda: b"x"), "/large": Page("text/plain", lambda: bytes(2**24))}
+    with served_pages(ANYWHERE, pages, "--metrics") as address:
+        before = threading.active_count()
+        with dawdling(address, kind):
+            for _ in range(10):
+                assert ask(address, "/")[::2] == (200, b"x")
+                time.sleep(0.02)
+            assert threading.active_count() - before <= REQUESTS_AT_ONCE + 5  # some are just ending
+
+
+@pytest.mark.parametrize("kind", ["silent", "dripping", "taking nothing"])
+def test_a_connection_has_an_end_whatever_comes_of_it(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A byte now and then keeps nothing open: the time is that of the whole connection."""
+    monkeypatch.setattr(server_pages, "REQUEST_SECONDS", 0.5)
+    with served_pages(ANYWHERE, {"/large": Page("text/plain", lambda: bytes(2**24))}, "--metrics") as address:
+        before = threading.active_count()
+        with dawdling(address, kind):
+            time.sleep(0.2)
+            assert threading.active_count() > before + 1
+            until = time.monotonic() + 5
+            while threading.active_count() > before + 1 and time.monotonic() < until:
+                time.sleep(0.05)
+            assert threading.active_count() <= before + 1
+
+
+def test_a_request_that_is_being_answered_is_not_ended_for_others() -> None:
+    go_on = threading.Event()
+
+    def slow() -> bytes:
+        assert go_on.wait(10)
+        return b"done"
+
+    with (
+        served_pages(ANYWHERE, {"/": Page("text/plain", slow)}, "--metrics") as address,
+        ThreadPoolExecutor(REQUESTS_AT_ONCE) as pool,
+    ):
+        answers = [pool.submit(ask, address, "/") for _ in range(REQUESTS_AT_ONCE)]
+        time.sleep(0.3)
+        with pytest.raises((ConnectionError, http.client.BadStatusLine)):
+            ask(address, "/")
+        go_on.set()
+        assert {answer.result()[::2] for answer in answers} == {(200, b"done")}
 
 
 def test_an_address_that_is_taken_is_told_in_one_line() -> None:

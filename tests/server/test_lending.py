@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 from cryptography.hazmat.primitives.serialization import Encoding
 
+from pfed_server.lending import SEALED_AGAIN_A_ROUND
 from pfed_server.sql_store import SqlStore
 from pfedsecure.errors import IdentityError, MessageRejected, NameTaken, NotAMember
 from pfedsecure.experts.claim import Claim
@@ -276,6 +278,42 @@ async def test_in_the_open_round_too_only_a_newer_epoch_replaces(sealed_plan: Pl
         await driver.until_round("anna", 3)
         expert = await fetched(driver, "anna", 3, "bert")
         assert (expert.round, expert.epoch) == (2, 3)
+
+
+@pytest.mark.parametrize("number", [1, 2], ids=["lent", "not lent yet"])
+async def test_who_claims_one_epoch_after_another_is_stopped(sealed_plan: Plan, drive: Any, number: int) -> None:
+    """Nobody but members can tell whether there is such an epoch. Each claim wakes all of them, and is written."""
+    async with drive(sealed_plan) as driver:
+        await opened(driver)
+        await played(driver, 1)
+        await driver.publish_sealed("bert", 2, prompt(2), epoch=2)
+        version, taken = await driver.settled("anna"), 0
+        for epoch in range(3, 40):
+            with suppress(MessageRejected):
+                await driver.publish_sealed("bert", number, prompt(9), epoch=epoch)
+                taken += 1
+        assert taken == SEALED_AGAIN_A_ROUND
+        assert await driver.settled("anna") - version <= SEALED_AGAIN_A_ROUND
+        for name in NAMES:
+            await driver.submit(name, 2, prompt(2))
+        for name in ("anna", "cleo"):
+            await driver.publish_sealed(name, 2, prompt(2))
+        await driver.until_round("anna", 3)
+        await driver.publish_sealed("bert", 2, prompt(9), epoch=99)  # a rotation, after all
+        assert (await fetched(driver, "anna", 3, "bert")).epoch == 99
+
+
+async def test_nobody_goes_back_to_an_older_epoch_than_it_has_lent_in(sealed_plan: Plan, drive: Any) -> None:
+    """For those who were removed since, say, or for nobody at all: members who stay have newer secrets by then."""
+    async with drive(sealed_plan) as driver:
+        await opened(driver)
+        await played(driver, 1)
+        await driver.publish_sealed("bert", 1, prompt(1), epoch=3)
+        for epoch in (1, 2):
+            with pytest.raises(MessageRejected, match=f"is of epoch {epoch}, bert has lent one of epoch 3 before"):
+                await driver.publish_sealed("bert", 2, prompt(2), epoch=epoch)
+        await driver.publish_sealed("bert", 2, prompt(2), epoch=3)
+        await driver.publish_sealed("cleo", 2, prompt(2), epoch=1)  # has not installed its kit yet
 
 
 async def test_a_replaced_expert_survives_a_restart(sealed_plan: Plan, drive: Any) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
@@ -16,15 +17,18 @@ import pytest
 from grpc_health.v1 import health_pb2
 
 from pfed_server import revocation
+from pfed_server.admission import Limits
 from pfed_server.app import serving
 from pfed_server.coordinator import Coordinator
 from pfed_server.revocation import Revocations
 from pfed_server.sql_store import SqlStore
 from pfedsecure.console import Address
-from pfedsecure.errors import IdentityError, NotAMember
+from pfedsecure.errors import IdentityError, NotAMember, TooManyCalls
 from pfedsecure.pki.authority import Authority
+from pfedsecure.pki.certificates import Subject, verify
 from pfedsecure.pki.revoking import revoke
 from pfedsecure.plan import Plan
+from pfedsecure.wire import peer as wire_peer
 from pfedsecure.wire.payloads import Payload, split
 from pfedsecure.wire.status import raise_from
 from pfedsecure.wire.v1 import federation_pb2 as fed
@@ -67,10 +71,15 @@ def consortium(tmp_path: Path, members: Any) -> Consortium:
 
 
 @asynccontextmanager
-async def served(plan: Plan, consortium: Consortium, revocations: Revocations | None) -> AsyncIterator[Address]:
+async def served(
+    plan: Plan,
+    consortium: Consortium,
+    revocations: Revocations | None,
+    limits: Limits = Limits(),  # noqa: B008
+) -> AsyncIterator[Address]:
     store = SqlStore.in_memory(plan)
     coordinator = Coordinator(plan, store, context_shape=(2, 3), authority=consortium.members.server.authority)
-    async with serving(coordinator, ANY_PORT, consortium.members.server, revocations) as address:
+    async with serving(coordinator, ANY_PORT, consortium.members.server, revocations, limits) as address:
         yield address
     store.close()
 
@@ -190,6 +199,39 @@ async def test_without_the_list_the_stolen_certificate_goes_on(
         await asyncio.sleep(2 * revocation.LOOK_SECONDS)
         assert not call.done()
         call.cancel()
+
+
+async def test_who_is_refused_gets_no_more_out_of_the_server_than_a_member(
+    make_plan: MakePlan, consortium: Consortium, connect: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It calls as fast as it can, on several connections. Each call that is looked at costs signatures to verify."""
+    verified: Counter[str] = Counter()
+
+    def counted(*arguments: Any) -> Subject:
+        subject = verify(*arguments)
+        verified[subject.name] += 1
+        return subject
+
+    monkeypatch.setattr(wire_peer, "verify", counted)
+    plan, mallory = patient_plan(make_plan), consortium.members.identity("mallory")
+    async with (
+        served(plan, consortium, consortium.revocations(), Limits(calls_a_second=1, burst_seconds=40)) as address,
+        connect(address, consortium.members.identity("anna")) as honest,
+        connect(address, mallory) as thief,
+        connect(address, mallory) as thief_again,
+    ):
+        await join(honest, plan)
+        await join(thief, plan)
+        consortium.revoke("mallory")
+        verified.clear()
+        answers: Counter[type] = Counter()
+        for _ in range(30):
+            calls = (outcome(stubs.federation.GetPlan(fed.GetPlanRequest())) for stubs in (thief, thief_again))
+            answers.update(map(type, await asyncio.gather(*calls, return_exceptions=True)))
+        assert set(answers) == {IdentityError, TooManyCalls}
+        assert verified["mallory"] == answers[IdentityError] <= 8
+        for _ in range(20):
+            await outcome(honest.federation.GetPlan(fed.GetPlanRequest()))
 
 
 async def test_operators_are_shut_out_too(make_plan: MakePlan, consortium: Consortium, connect: Any) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import random
 import sqlite3
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
@@ -14,6 +15,7 @@ import pytest
 from sqlalchemy.exc import IntegrityError, NoResultFound
 
 from pfed_server.database import DATABASE_FILE
+from pfed_server.history_reader import HistoryReader
 from pfed_server.migrations import newest
 from pfed_server.sql_store import SqlStore
 from pfed_server.store import Closing, Member, Part, Traffic
@@ -175,3 +177,84 @@ def test_a_refused_state_is_not_left_locked(make_plan: MakePlan, tmp_path: Path)
     with pytest.raises(StateError):
         SqlStore.open(tmp_path, make_plan(seed=2))
     SqlStore.open(tmp_path, make_plan()).close()
+
+
+def with_rounds(folder: Path, plan: Plan, rounds: int, members: int) -> None:
+    """A state with so many rounds that ended, one of ten of them abandoned, and one more under way."""
+    with closing(SqlStore.open(folder, plan)) as store:
+        store.save_member(member("m0"))
+        store.open_round(1, 100.0, 160.0, ["m0"])
+        store.close_round(1, 130.0, Closing(b"prompt"), {})
+    with closing(sqlite3.connect(folder / DATABASE_FILE)) as connection, connection:
+        connection.execute(
+            "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < ?) "
+            "INSERT INTO members (name, fingerprint, instance_id, expert_id, taking_part) "
+            "SELECT 'm' || i, 'f', '1', 'id' || i, 1 FROM n",
+            [members - 1],
+        )
+        connection.execute(
+            "WITH RECURSIVE n(i) AS (SELECT 2 UNION ALL SELECT i + 1 FROM n WHERE i < ?) "
+            "INSERT INTO rounds (number, opened_at, step, deadline, outcome, closed_at, global_prompt, metrics) "
+            "SELECT i, 100.0 * i, 1, 100.0 * i + 60, iif(i % 10, 'closed', 'abandoned'), 100.0 * i + 50, "
+            "iif(i % 10, x'00', NULL), '{}' FROM n",
+            [rounds],
+        )
+        connection.execute(
+            "INSERT INTO parts (round, member, step, counted, epoch, bytes_received, bytes_sent) "
+            "SELECT rounds.number, members.name, 1, rounds.outcome = 'closed' AND members.rowid % 3 > 0, 0, 7, 9 "
+            "FROM rounds CROSS JOIN members WHERE rounds.number > 1"
+        )
+    with closing(SqlStore.open(folder, plan)) as store:
+        names = [f"m{number}" for number in range(members)]
+        store.open_round(rounds + 1, 1e6, 1e6 + 60, sorted(names))
+
+
+def test_of_the_history_only_what_can_change_is_read_again(make_plan: MakePlan, tmp_path: Path) -> None:
+    """Otherwise each refresh of the dashboard costs everybody's calls the time of the whole history."""
+    plan = make_plan()
+    with_rounds(tmp_path, plan, rounds=20, members=5)
+    with closing(SqlStore.open(tmp_path, plan)) as store:
+        before = store.history()
+        with closing(sqlite3.connect(tmp_path / DATABASE_FILE)) as connection, connection:
+            connection.execute("DELETE FROM parts WHERE round <= 20")
+        assert store.history() == before
+        assert [record.number for record in before.rounds] == list(range(1, 22))
+        assert [record.outcome for record in before.rounds[-2:]] == ["abandoned", "open"]
+
+
+def test_a_history_read_as_it_happens_is_the_one_that_is_read_at_once(make_plan: MakePlan, tmp_path: Path) -> None:
+    plan, names = make_plan(), ["anna", "bert", "cleo"]
+    with closing(SqlStore.open(tmp_path, plan)) as store:
+        for name in names:
+            store.save_member(member(name))
+        for number, (senders, prompt) in enumerate(((3, b"p"), (2, b"q"), (1, None), (2, b"r"), (0, None)), start=1):
+            store.open_round(number, 100.0 * number, 160.0, names)
+            store.history()
+            for name in names[:senders]:
+                store.record_message(number, 1, name, b"x", Traffic(number, 5), counts=True)
+                assert store.history().rounds[-1].traffic.received == number * (names.index(name) + 1)
+            store.close_round(number, 100.0 * number + 7, Closing(prompt, {"loss": number / 8}), {"cleo": Traffic(1)})
+        store.record_report("anna", "id-bert")
+        as_it_happened = store.history()
+    with closing(SqlStore.open(tmp_path, plan)) as store:
+        assert store.history() == as_it_happened
+    assert as_it_happened.last_rounds == {"anna": 4, "bert": 4, "cleo": 1}
+    assert as_it_happened.reports == {"bert": 1}
+
+
+@pytest.mark.slow
+def test_a_refresh_of_a_long_history_takes_a_fraction_of_reading_it(make_plan: MakePlan, tmp_path: Path) -> None:
+    plan = make_plan()
+    with_rounds(tmp_path, plan, rounds=200, members=1000)
+    with closing(SqlStore.open(tmp_path, plan)) as store:
+
+        def seconds() -> float:
+            began = time.perf_counter()
+            assert len(store.history().rounds) == 201
+            return time.perf_counter() - began
+
+        store._history = HistoryReader()
+        whole = seconds()
+        again = min(seconds() for _ in range(5))
+    print(f"the whole history {1000 * whole:.1f} ms, a refresh {1000 * again:.1f} ms")
+    assert again < whole / 10

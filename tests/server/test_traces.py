@@ -18,7 +18,7 @@ from pfed_server.app import serving
 from pfed_server.cli import main
 from pfed_server.coordinator import Coordinator
 from pfed_server.sql_store import SqlStore
-from pfed_server.traces import Traces, exported
+from pfed_server.traces import Traces, exported, warn_of_plain_text
 from pfedsecure.console import Address
 from pfedsecure.plan import Plan
 from pfedsecure.wire.v1 import federation_pb2 as fed
@@ -98,3 +98,33 @@ def test_without_the_extra_it_says_what_to_install(monkeypatch: pytest.MonkeyPat
     result = CliRunner().invoke(main, ["--tls", "--traces", "http://127.0.0.1:1/v1/traces"])
     assert result.exit_code == 2
     assert "pip install 'pfedsecure[traces]'" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("url", "warned"),
+    [
+        ("http://collector.example:4318/v1/traces", True),
+        ("HTTP://192.0.2.7/v1/traces", True),
+        ("http://127.0.0.1.collector.example/", True),
+        ("http://localhost@192.0.2.7/", True),
+        ("https://collector.example:4318/v1/traces", False),
+        ("http://127.0.0.1:4318/v1/traces", False),
+        ("http://localhost:4318/v1/traces", False),
+        ("http://[::1]:4318/v1/traces", False),
+    ],
+)
+def test_traces_that_leave_the_machine_in_plain_text_are_called_unprotected(
+    url: str, warned: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    warn_of_plain_text(url)
+    assert [record.message.startswith("NOT PROTECTED: the traces go in plain text") for record in caplog.records] == (
+        [True] if warned else []
+    )
+
+
+@pytest.mark.parametrize("url", ["collector:4318", "", "file:///etc/passwd", "http://", "http://[::1", "http://h:x/"])
+def test_what_is_no_collector_is_a_wrong_option(url: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> None:
+    monkeypatch.chdir(tmp_path)
+    result = CliRunner().invoke(main, ["--tls", "--traces", url])
+    assert result.exit_code == 2
+    assert f"--traces {url}: give the collector's address" in result.stderr

@@ -9,7 +9,6 @@ from pfed_cli.demo.layout import DemoClient, Layout
 from pfed_cli.methods import Method
 from pfed_cli.scoring import score
 from pfed_cli.simulation import SimulatedClient, SimulationResult, simulate
-from pfed_client.participant import split
 from pfed_client.saved import SavedClient
 from pfed_client.trainer import Trainer
 from pfedsecure.clip.backbone import Backbone, load_backbone
@@ -49,9 +48,8 @@ def compare(layout: Layout, plan: Plan, clients: Sequence[DemoClient]) -> Compar
 
 def _simulated(layout: Layout, plan: Plan, client: DemoClient, backbone: Backbone) -> SimulatedClient:
     saved = SavedClient.open(layout.client_state(client.name))
-    images = saved.images().relabel(plan.class_names)
+    images, (train, test) = saved.split()
     features = image_features(backbone, images, cache_dir=saved.folder / "features")
-    train, test = split(images, plan, client.name, saved.settings.test_fraction)
     return SimulatedClient(client.name, train=features.subset(train), test=features.subset(test))
 
 

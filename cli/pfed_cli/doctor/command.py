@@ -42,17 +42,22 @@ def doctor() -> None:
 @click.option("--state", type=_FOLDER, default=Path("state/server"), show_default=True, metavar="DIR")
 @click.option("--identity", "folder", type=_FOLDER, metavar="DIR", help="As given to pfed-server.")
 @click.option("--plan", "plan_file", type=_FILE, metavar="FILE", help="As given to pfed-server.")
+@click.option("--crl", type=_FILE, metavar="FILE", help="As given to pfed-server.")
 @click.option("--listen", type=parse_address, default="127.0.0.1:8470", show_default=True, metavar="HOST:PORT")
 @_json_option
-def server(state: Path, folder: Path | None, plan_file: Path | None, listen: Address, as_json: bool) -> None:
+def server(
+    state: Path, folder: Path | None, plan_file: Path | None, crl: Path | None, listen: Address, as_json: bool
+) -> None:
     """Of a server, on its own machine, running or not."""
     from pfed_cli.doctor import server as checks
+    from pfed_cli.doctor.revocations import revocations
 
-    running = checks.is_running(state)
+    running, place = checks.is_running(state), folder or DEVELOPMENT_FOLDER / "server"
     _report(
         {
             "packages": machine.server_packages,
-            "certificate": partial(certificates, folder or DEVELOPMENT_FOLDER / "server", "server", listen.host),
+            "certificate": partial(certificates, place, "server", listen.host),
+            "revocation": partial(revocations, place, state, crl, running=running),
             "plan": partial(checks.plan, plan_file),
             "disk": partial(machine.disk, state),
             "state": partial(checks.state, state, plan_file),

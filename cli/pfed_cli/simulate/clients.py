@@ -8,7 +8,7 @@ from pathlib import Path
 
 from pfed_cli.simulate.shares import Indices
 from pfed_cli.simulation import SimulatedClient
-from pfed_client.participant import split
+from pfed_client.splitting import split
 from pfedsecure.clip.backbone import Backbone
 from pfedsecure.clip.features import image_features
 from pfedsecure.data import ImageSet

@@ -1,0 +1,76 @@
+"""What happened so far, read from the tables round by round: nothing of a round changes once it has ended.
+
+A federation of a thousand clients has a thousand rows for each of its rounds. Whoever asks where it stands, a page
+every few seconds say, must not have all of them read again while everybody's calls wait.
+"""
+
+from __future__ import annotations
+
+from sqlalchemy import Integer, cast, func, select
+from sqlalchemy.orm import Session
+
+from pfed_server.schema import CLOSED, OPEN, PartRow, ReportRow, RoundRow
+from pfed_server.store import History, RoundRecord, Traffic
+
+
+class HistoryReader:
+    """Of one database. A round that has ended is read once, and remembered."""
+
+    def __init__(self) -> None:
+        self._ended: list[RoundRecord] = []
+        self._last_rounds: dict[str, int] = {}
+
+    def read(self, session: Session) -> History:
+        """All of it as of now; called one at a time."""
+        known = self._ended[-1].number if self._ended else 0
+        rounds = _rounds_after(session, known)
+        last_rounds = self._last_rounds | _last_rounds_after(session, known)
+        reports = session.execute(select(ReportRow.author, func.count()).group_by(ReportRow.author))
+        history = History([*self._ended, *rounds], last_rounds, dict(reports.all()))
+        self._ended = [record for record in history.rounds if record.outcome != OPEN]
+        self._last_rounds = last_rounds
+        return history
+
+
+def _rounds_after(session: Session, number: int) -> list[RoundRecord]:
+    columns = (
+        RoundRow.number,
+        RoundRow.outcome,
+        RoundRow.opened_at,
+        RoundRow.closed_at,
+        RoundRow.metrics,
+        func.count(),
+        func.sum(cast(PartRow.counted, Integer)),
+        func.sum(PartRow.bytes_received),
+        func.sum(PartRow.bytes_sent),
+    )
+    rows = session.execute(
+        select(*columns)
+        .join(PartRow)
+        .where(RoundRow.number > number)
+        .group_by(RoundRow.number)
+        .order_by(RoundRow.number)
+    )
+    return [
+        RoundRecord(
+            number=number,
+            outcome=outcome,
+            cohort=cohort,
+            updates=updates,
+            seconds=None if closed_at is None else closed_at - opened_at,
+            traffic=Traffic(received, sent),
+            metrics=metrics,
+        )
+        for number, outcome, opened_at, closed_at, metrics, cohort, updates, received, sent in rows
+    ]
+
+
+def _last_rounds_after(session: Session, number: int) -> dict[str, int]:
+    """By member: the newest closed round that has its update, where that is a later one than `number`."""
+    rows = session.execute(
+        select(PartRow.member, func.max(PartRow.round))
+        .join(RoundRow)
+        .where(RoundRow.number > number, RoundRow.outcome == CLOSED, PartRow.counted)
+        .group_by(PartRow.member)
+    )
+    return dict(rows.all())
