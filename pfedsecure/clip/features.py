@@ -31,11 +31,14 @@ class Images(Protocol):
     """The part of `pfedsecure.data.ImageSet` that is needed here."""
 
     @property
-    def labels(self) -> NDArray[np.int64]: ...
+    def labels(self) -> NDArray[np.int64]:
+        """The class of each image, `(N,)`, numbered as in the plan's `class_names`."""
 
-    def image(self, index: int) -> Image.Image: ...
+    def image(self, index: int) -> Image.Image:
+        """Image `index`, RGB and upright. Raises DataError when it has become unreadable."""
 
-    def content_digest(self, index: int) -> str: ...
+    def content_digest(self, index: int) -> str:
+        """SHA-256, in hex, of what is stored of image `index`: equal for equal images."""
 
 
 @dataclass(frozen=True)

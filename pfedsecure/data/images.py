@@ -31,10 +31,12 @@ class ImageFile:
     path: Path
 
     def decode(self) -> Image.Image:
+        """RGB, turned as its EXIF data say. Raises what Pillow raises for a file that is damaged or no image."""
         with Image.open(self.path) as image:
             return as_rgb(ImageOps.exif_transpose(image))
 
     def content(self) -> bytes:
+        """The file's bytes. Raises OSError."""
         return self.path.read_bytes()
 
 
@@ -45,9 +47,11 @@ class ImagePixels:
     pixels: npt.NDArray[np.uint8]
 
     def decode(self) -> Image.Image:
+        """The pixels as an image, RGB."""
         return Image.fromarray(self.pixels)
 
     def content(self) -> bytes:
+        """Size and pixels: no image file begins with the same bytes."""
         height, width, _ = self.pixels.shape
         return b"pixels %d %d " % (height, width) + self.pixels.tobytes()
 
