@@ -6,7 +6,7 @@ UV := $(BIN)/uv
 UV_VERSION := 0.13.9
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow lint proto build clean
+.PHONY: help setup demo test test-slow lint docs proto build clean
 
 help: ## Show what can be made
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -35,6 +35,9 @@ lint: setup ## Check style and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy pfedsecure server/pfed_server client/pfed_client cli/pfed_cli benchmarks
+
+docs: setup ## Build the pages and the API reference into build/docs, and check every link
+	$(BIN)/python docs/site build/docs
 
 proto: setup ## Generate the Python side of proto/ anew
 	$(BIN)/python proto/generate.py

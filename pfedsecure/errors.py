@@ -20,6 +20,7 @@ class PfedError(Exception):
 
     @classmethod
     def wire_code(cls) -> str:
+        """The name under which the error travels: that of the class."""
         return cls.__name__
 
 

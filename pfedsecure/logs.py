@@ -33,6 +33,7 @@ class JsonFormatter(logging.Formatter):
         """Whose log it is; empty until that is known."""
 
     def format(self, record: logging.LogRecord) -> str:
+        """One line of JSON for `record`. Of one that is marked `private` it says only that there was something."""
         values: dict[str, object] = {
             "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
             "level": record.levelname.lower(),

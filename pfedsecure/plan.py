@@ -128,6 +128,7 @@ class RoundsPlan(_Section):
 
     @property
     def clients_to_start(self) -> int:
+        """How many clients must be online before the first round: never fewer than `minimum_cohort`."""
         return max(self.start_clients or 0, self.minimum_cohort)
 
 

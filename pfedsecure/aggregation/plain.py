@@ -36,6 +36,7 @@ class PlainClientRound:
         self.message = message.SerializeToString(deterministic=True)
 
     def answer(self, request: bytes, now: datetime) -> bytes:
+        """Always raises MessageRejected: there is no second step."""
         raise MessageRejected("plain averaging has one step; the server asks for more")
 
 
@@ -45,11 +46,13 @@ class PlainClientAggregation:
     input_step = STEP
 
     def begin(self, identity: RoundIdentity, contribution: Contribution, save: Save) -> PlainClientRound:
+        """The only message is ready: context times weight, and weight, in the clear. `save` is not called."""
         return PlainClientRound(contribution)
 
     def restore(
         self, saved: bytes, identity: RoundIdentity, contribution: Contribution, save: Save, now: datetime
     ) -> PlainClientRound:
+        """As `begin`: the same contribution makes the same bytes, so `saved` is not needed. Raises nothing."""
         return PlainClientRound(contribution)
 
 
@@ -65,12 +68,15 @@ class PlainServerAggregation:
         self._minimum_cohort = minimum_cohort
 
     def max_message_bytes(self, clients: int) -> int:
+        """Bytes of `n * d` float32 and their framing, for a cohort of any size."""
         return self._shape[0] * self._shape[1] * np.dtype(np.float32).itemsize + OVERHEAD_BYTES
 
     def wiring(self, clients: int) -> Mapping[str, int]:
+        """Empty: nothing is shared among clients."""
         return {}
 
     def round(self, identity: RoundIdentity, stored: Stored) -> PlainServerRound:
+        """The round whose messages are `stored`; `identity` does not matter without keys."""
         return PlainServerRound(self._shape, self._max_norm, self._minimum_cohort, stored)
 
 
@@ -84,16 +90,24 @@ class PlainServerRound:
         self._stored = stored
 
     def check(self, step: int, name: str, message: bytes, now: datetime) -> None:
+        """Raise MessageRejected for what is no PlainContribution of this shape, has a weight that is not in
+        1..MAX_WEIGHT, or a mean over the plan's norm.
+        """
         weighted, weight = self._read(message)
         check_norm(weighted / np.float32(weight), self._max_norm, "the update")
 
     def ready(self, step: int) -> bool:
+        """Whether at least the plan's minimum of clients has sent its contribution."""
         return len(self._stored[STEP]) >= self._minimum_cohort
 
     def request(self, step: int, name: str) -> bytes:
+        """Always raises MessageRejected: there is no second step."""
         raise MessageRejected(f"plain averaging has one step, there is no step {step}")
 
     def result(self) -> Aggregate:
+        """The weighted mean of everybody's contexts: float64 sums in the order of names, so that no order of arrival
+        shows.
+        """
         total = np.zeros(self._shape, dtype=np.float64)
         total_weight = 0
         # Floating-point sums depend on the order of their terms: the order is that of the names.

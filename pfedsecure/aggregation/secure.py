@@ -59,6 +59,11 @@ class SecureClientAggregation:
         self._certificates = certificates_under(identity.authority)
 
     def begin(self, identity: RoundIdentity, contribution: Contribution, save: Save) -> SecureClientRound:
+        """Enter a round with fresh ephemeral keys, which `save` gets before the advertisement of step 1 is given out.
+
+        What leaves this client afterwards tells the server and fewer than a third of the cohort nothing of
+        `contribution` but the cohort's sum. A weight over the plan's `max_weight` counts as that.
+        """
         setting = _setting(self._plan, identity, self._parameters)
         client = ClientRound.begin(setting, self._credentials, self._certificates, save=save)
         return SecureClientRound(client, self._update(contribution), self._rounding_seed(identity))
@@ -66,6 +71,10 @@ class SecureClientAggregation:
     def restore(
         self, saved: bytes, identity: RoundIdentity, contribution: Contribution, save: Save, now: datetime
     ) -> SecureClientRound:
+        """Go on with the keys in `saved`: no second mask is ever made for the same round. `now` judges certificates.
+
+        Raises StateError for bytes of another round or form, MessageRejected as `answer`.
+        """
         setting = _setting(self._plan, identity, self._parameters)
         client = ClientRound.restore(saved, setting, self._credentials, self._certificates, now=now, save=save)
         return SecureClientRound(client, self._update(contribution), self._rounding_seed(identity))
@@ -97,13 +106,20 @@ class SecureClientRound:
 
     @property
     def step(self) -> int:
+        """The last step that has a message, 1 (keys) to 5 (the shares that unmask)."""
         return int(self._client.step)
 
     @property
     def message(self) -> bytes:
+        """The message of that step, as it was saved: the same bytes each time."""
         return self._client.reply
 
     def answer(self, request: bytes, now: datetime) -> bytes:
+        """The message of the next step. `now` judges the certificates in a roster.
+
+        Raises MessageRejected where the server's request breaks a rule that keeps this client's contribution hidden (a
+        roster that is too small, survivors without enough signatures, a step too many): nothing is revealed then.
+        """
         if self._client.step is Step.UNMASK:
             raise MessageRejected("secure aggregation ended with this client's shares; the server asks for more")
         match Step(self._client.step + 1):
@@ -135,14 +151,19 @@ class SecureServerAggregation:
         self._certificates = certificates_under(authority)
 
     def max_message_bytes(self, clients: int) -> int:
+        """Bytes of the largest vector of the ring, and of shares for `clients` holders."""
         values = Encoding.of(self._parameters, LARGEST_COHORT).length
         return values * np.dtype(np.uint64).itemsize + clients * BYTES_PER_CLIENT + OVERHEAD_BYTES
 
     def wiring(self, clients: int) -> Mapping[str, int]:
+        """For a cohort of `clients`: how many hold shares of each client (`holders`), how many of these open its mask
+        (`threshold`), and how many must stay to the end (`quorum`).
+        """
         sharing = Sharing.of(self._parameters, clients)
         return {"holders": sharing.holders, "threshold": sharing.threshold, "quorum": sharing.quorum}
 
     def round(self, identity: RoundIdentity, stored: Stored) -> SecureServerRound:
+        """The round whose messages are `stored`, with certificates judged under the federation's authority."""
         setting = _setting(self._plan, identity, self._parameters)
         by_step = {Step(step): messages for step, messages in stored.items()}
         return SecureServerRound(ServerRound(setting, self._certificates, by_step), self._shape, self._plan)
@@ -159,15 +180,25 @@ class SecureServerRound:
         self._longest = timedelta(seconds=min(seconds, LONGEST_MARGIN_SECONDS))
 
     def check(self, step: int, name: str, message: bytes, now: datetime) -> None:
+        """Raise MessageRejected for a message that would spoil the round, or whose certificate ends before the round
+        can.
+
+        The server checks form, signatures and commitments; what is masked it cannot read.
+        """
         self._server.check(Step(step), name, message, now, over=now + self._longest)
 
     def ready(self, step: int) -> bool:
+        """Whether a quorum, and the plan's minimum of clients, has sent its message of `step`."""
         return self._server.ready(Step(step))
 
     def request(self, step: int, name: str) -> bytes:
+        """What `name` needs for `step`: roster, sealed shares, survivors, signatures. Raises MessageRejected."""
         return self._server.request(Step(step), name)
 
     def result(self) -> Aggregate:
+        """The mean `(n, d)` over the survivors, shortened to the plan's norm where clients put it over; metrics in
+        their own units. Raises RoundLost when too few shares came to take the masks off.
+        """
         outcome = result(self._server)
         mean = outcome.mean
         metrics = None

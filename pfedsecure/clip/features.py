@@ -31,12 +31,17 @@ class Images(Protocol):
     """The part of `pfedsecure.data.ImageSet` that is needed here."""
 
     @property
-    def labels(self) -> NDArray[np.int64]: ...
+    def labels(self) -> NDArray[np.int64]:
+        """The class of each image, `(N,)`, numbered as in the plan's `class_names`."""
 
     def image(self, index: int, digest: str | None = None) -> Image.Image:
-        """With `digest`, decoded from the very bytes whose `content_digest` it is, or an error."""
+        """Image `index`, RGB and upright. Raises DataError when it has become unreadable.
 
-    def content_digest(self, index: int) -> str: ...
+        With `digest`, decoded from the very bytes whose `content_digest` it is, or an error.
+        """
+
+    def content_digest(self, index: int) -> str:
+        """SHA-256, in hex, of what is stored of image `index`: equal for equal images."""
 
 
 @dataclass(frozen=True)

@@ -37,7 +37,8 @@ class Tokenizer(Protocol):
     sot_token_id: int
     eot_token_id: int
 
-    def encode(self, text: str) -> list[int]: ...
+    def encode(self, text: str) -> list[int]:
+        """Token ids of `text`, without start and end of text."""
 
 
 @dataclass(frozen=True)

@@ -35,10 +35,15 @@ class ImageFile:
     path: Path
 
     def decode(self, content: bytes | None = None) -> Image.Image:
+        """RGB, turned as its EXIF data say; of `content` if it is given, else of what the file holds.
+
+        Raises what Pillow raises for a file that is damaged or no image.
+        """
         with Image.open(self.path if content is None else io.BytesIO(content)) as image:
             return as_rgb(ImageOps.exif_transpose(image))
 
     def content(self) -> bytes:
+        """The file's bytes. Raises OSError."""
         return self.path.read_bytes()
 
 
@@ -49,9 +54,11 @@ class ImagePixels:
     pixels: npt.NDArray[np.uint8]
 
     def decode(self, content: bytes | None = None) -> Image.Image:
-        return Image.fromarray(self.pixels)  # nobody changes these
+        """The pixels as an image, RGB; nobody changes them, so that `content` says nothing new."""
+        return Image.fromarray(self.pixels)
 
     def content(self) -> bytes:
+        """Size and pixels: no image file begins with the same bytes."""
         height, width, _ = self.pixels.shape
         return b"pixels %d %d " % (height, width) + self.pixels.tobytes()
 

@@ -28,15 +28,21 @@ class PlainExperts:
         self.max_bytes = _max_bytes(shape)
 
     def claim(self, caller: str) -> Claim:
+        """An empty claim: without sealed experts there are no pseudonyms that a certificate vouches for."""
         return Claim()
 
     def pack(self, context: NDArray[np.float32], round_number: int) -> bytes:
+        """The context as it is, float32, readable by the server and whoever it is lent to."""
         return write_expert(context)
 
     def unpack(self, content: bytes, expert_id: str, round_number: int) -> NDArray[np.float32]:
+        """The context `(n, d)`. Raises MessageRejected for another shape, numbers that are not finite, or too large a
+        norm.
+        """
         return read_expert(content, self._shape, self._max_norm, f"expert {expert_id[:8]}")
 
     def check(self, content: bytes, expert_id: str, round_number: int) -> int:
+        """0, the epoch of what is not sealed. Raises MessageRejected as `unpack`."""
         read_expert(content, self._shape, self._max_norm, "the expert")
         return self.epoch
 

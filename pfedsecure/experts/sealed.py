@@ -82,9 +82,18 @@ class SealedExperts:
         return self._secrets().epoch
 
     def claim(self, caller: str) -> Claim:
+        """A signature with the author key over the federation and the fingerprint `caller`.
+
+        So nobody else can take this pseudonym. It tells the server which caller is behind it, and peers nothing.
+        """
         return make_claim(self._author, self._belonging.federation_id, caller)
 
     def pack(self, context: NDArray[np.float32], round_number: int) -> bytes:
+        """The context, signed under this client's pseudonym and sealed with the cohort's newest secret.
+
+        Against the server and the network that hides everything but author, round, epoch and a length that is the same
+        for all. Members of the cohort can open it. Raises IdentityError when the secrets cannot be read.
+        """
         secrets = self._secrets()
         label = self._label(round_number, self._author.pseudonym, secrets.epoch)
         expert = write_expert(context)
@@ -101,6 +110,12 @@ class SealedExperts:
         ).SerializeToString(deterministic=True)
 
     def unpack(self, content: bytes, expert_id: str, round_number: int) -> NDArray[np.float32]:
+        """The context `(n, d)` of a peer's envelope.
+
+        Guaranteed on return, against the server and other members: its author certified by the authority signed exactly
+        this context for this federation, plan, round and epoch, in a round before `round_number`, and it is not older
+        than what was opened of the same author before. Raises MessageRejected otherwise.
+        """
         what = f"expert {expert_id[:8]}"
         sealed = read_envelope(content, self._shape, what)
         if sealed.author != expert_id:
@@ -155,6 +170,10 @@ class SealedServerExperts:
         self.max_bytes = padded_bytes(shape) + TAG_BYTES + _HEADER_BYTES
 
     def check(self, content: bytes, expert_id: str, round_number: int) -> int:
+        """The epoch that an envelope says it was sealed in; nothing inside can be seen from here.
+
+        Raises MessageRejected for another author or round than it is published for, or another length.
+        """
         sealed = read_envelope(content, self._shape, "the expert")
         if sealed.author != expert_id:
             raise MessageRejected("the expert is under another pseudonym than its author joined with")

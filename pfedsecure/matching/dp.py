@@ -46,6 +46,9 @@ class DpClientMatching(KeylessClient):
         self._release = release
 
     def sketch(self, context: NDArray[np.float32], trained_round: int) -> bytes:
+        """A PlainSketch of integers `(m,)`, with the release's noise: drawn once for each `trained_round` and kept, so
+        that it cannot be averaged away.
+        """
         exact = to_grid(self._sketcher.sketch(context), self._sketcher.clip, RADIUS)
         if self._release is None:
             return write_sketch(exact)
@@ -79,6 +82,9 @@ class DpServerMatching(KeylessServer):
         self.max_sketch_bytes = dimension * np.dtype(np.float32).itemsize + FRAMING_BYTES
 
     def check_sketch(self, sketch: bytes, epoch: int) -> None:
+        """Raise MessageRejected unless it is of `m` integers with a norm that noise of this plan can make; `epoch` does
+        not matter.
+        """
         self._read(sketch)
 
     def index(self, pool: Sequence[PoolEntry]) -> GridIndex:

@@ -63,6 +63,9 @@ class GridIndex(KeylessIndex):
                 self._put(entry, vector)
 
     def answer(self, query: bytes, k: int, asker: str, round_number: int) -> bytes:
+        """Exact distances of the `k` nearest others, in units of the grid. Raises MessageRejected for a query that is
+        no sketch.
+        """
         vector = self._read(query)
         with self._lock:
             nearest = list(self._nearest(vector, k, asker))

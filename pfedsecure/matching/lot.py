@@ -22,12 +22,15 @@ class LotClientMatching(KeylessClient):
     """The client's side."""
 
     def sketch(self, context: NDArray[np.float32], trained_round: int) -> bytes:
+        """Empty: nothing of the prompt is published."""
         return b""
 
     def query(self, context: NDArray[np.float32], trained_round: int, round_number: int) -> bytes:
+        """Empty: nothing of the prompt is sent."""
         return b""
 
     def rank(self, answer: bytes, k: int) -> list[Candidate]:
+        """The first `k` that the server drew, without distances. Raises MessageRejected."""
         return read_candidates(answer)[:k]
 
 
@@ -40,9 +43,11 @@ class LotServerMatching(KeylessServer):
         self._seed = seed
 
     def check_sketch(self, sketch: bytes, epoch: int) -> None:
+        """Raise MessageRejected for a sketch that is not empty."""
         _require_empty(sketch, "sketch")
 
     def index(self, pool: Sequence[PoolEntry]) -> LotMatchIndex:
+        """The pool to draw from."""
         return LotMatchIndex(pool, self._seed)
 
 
@@ -54,6 +59,9 @@ class LotMatchIndex(KeylessIndex):
         self._seed = seed
 
     def answer(self, query: bytes, k: int, asker: str, round_number: int) -> bytes:
+        """`k` others, drawn by plan seed, round and the asker's name. Raises MessageRejected for a query that is not
+        empty.
+        """
         _require_empty(query, "query")
         others = [entry for entry in self._pool if entry.owner != asker]
         name_seed = int.from_bytes(hashlib.sha256(asker.encode()).digest()[:8], "big")

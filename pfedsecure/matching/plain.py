@@ -27,12 +27,15 @@ class PlainClientMatching(KeylessClient):
     """The client's side for contexts of `shape (n, d)`."""
 
     def sketch(self, context: NDArray[np.float32], trained_round: int) -> bytes:
+        """The flattened context `(n * d,)` in the clear: the server reads it."""
         return PlainSketch(vector=to_tensor(context.reshape(-1))).SerializeToString(deterministic=True)
 
     def query(self, context: NDArray[np.float32], trained_round: int, round_number: int) -> bytes:
+        """The same as the sketch."""
         return self.sketch(context, trained_round)
 
     def rank(self, answer: bytes, k: int) -> list[Candidate]:
+        """The first `k` of the server's, with Euclidean distances as the server says. Raises MessageRejected."""
         return read_candidates(answer)[:k]
 
 
@@ -45,9 +48,11 @@ class PlainServerMatching(KeylessServer):
         self.max_sketch_bytes = self._size * np.dtype(np.float32).itemsize + FRAMING_BYTES
 
     def check_sketch(self, sketch: bytes, epoch: int) -> None:
+        """Raise MessageRejected unless it has `n * d` finite numbers of a norm within the plan's."""
         check_norm(read_sketch(sketch, self._size), self._max_norm, "the sketch")
 
     def index(self, pool: Sequence[PoolEntry]) -> PlainMatchIndex:
+        """An exact index of the pool."""
         return PlainMatchIndex(pool, self._size)
 
 
@@ -63,6 +68,7 @@ class PlainMatchIndex(KeylessIndex):
             self._index.add(np.stack([read_sketch(entry.sketch, size) for entry in self._pool]))
 
     def answer(self, query: bytes, k: int, asker: str, round_number: int) -> bytes:
+        """The `k` nearest others with Euclidean distances, ties by the owner's name. Raises MessageRejected."""
         vector = read_sketch(query, self._size)
         if not self._pool or not k:
             return write_candidates([])

@@ -93,6 +93,9 @@ class MixtureModel(PromptModel):
         return torch.cat([pool(text_features, self.gate_width)[:, None], self._experts], dim=1)
 
     def logits(self, features: Tensor, text_features: Tensor) -> Tensor:
+        """`(B, C)` of normalised image features `(B, D)` and text features `(C, D)` of the own prompt: the gate's inner
+        products with the pooled images and lambda times the prompt's own, both times CLIP's logit scale.
+        """
         mixed = self.gate(pool(features, self.gate_width), self.expert_keys(text_features))
         logits: Tensor = self.logit_scale * (mixed + self.lambda_ * features @ text_features.T)
         return logits

@@ -74,6 +74,7 @@ def spaced(hexadecimal: str) -> str:
 
 
 def to_pem(certificate: x509.Certificate) -> bytes:
+    """The certificate as PEM."""
     return certificate.public_bytes(Encoding.PEM)
 
 

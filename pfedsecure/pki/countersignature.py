@@ -35,6 +35,7 @@ class LedgerHead:
     head: bytes
 
     def to_sign(self) -> bytes:
+        """What the signature is over: domain-separated and unambiguous, so that no other statement reads the same."""
         return statement(
             "privacy ledger head", self.federation_id.encode(), self.member.encode(), self.number, self.head
         )

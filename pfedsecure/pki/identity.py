@@ -53,10 +53,12 @@ class Identity:
 
     @property
     def key_path(self) -> Path:
+        """The file of the private key."""
         return self.folder / KEY_FILE
 
     @property
     def certificate_path(self) -> Path:
+        """The file of the certificate."""
         return self.folder / CERTIFICATE_FILE
 
     def private_key(self) -> ec.EllipticCurvePrivateKey:

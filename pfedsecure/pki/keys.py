@@ -20,6 +20,7 @@ from pfedsecure.pki.files import read_secret
 
 
 def new_private_key() -> ec.EllipticCurvePrivateKey:
+    """A fresh ECDSA P-256 key, from the operating system's generator."""
     return ec.generate_private_key(ec.SECP256R1())
 
 

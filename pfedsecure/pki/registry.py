@@ -48,6 +48,9 @@ class IssuedRecord:
 
     @classmethod
     def of(cls, subject: Subject, succeeds: Sequence[str] = ()) -> IssuedRecord:
+        """The line for a certificate with this subject; `succeeds`: fingerprints of the party's earlier keys, newest
+        first.
+        """
         serial, until = f"{subject.serial:x}", subject.not_after.isoformat()
         line = " ".join(succeeds) or None
         return cls(serial, subject.name, subject.role, subject.fingerprint, until, succeeds=line)

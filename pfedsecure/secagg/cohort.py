@@ -57,6 +57,7 @@ class Cohort:
         return self._secrets[peer]
 
     def forget_secrets(self) -> None:
+        """Let go of what was agreed on with peers: nothing is sealed or opened any more once the input is masked."""
         self._secrets.clear()
 
     def require_quorum(self, bitmap: bytes, what: str) -> Members:

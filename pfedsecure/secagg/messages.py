@@ -30,6 +30,7 @@ def parse(kind: type[M], data: bytes, limit: int, what: str) -> M:
 
 
 def serialised(message: Message) -> bytes:
+    """The bytes of a message: the same each time, so that they can be signed and sent again."""
     return message.SerializeToString(deterministic=True)
 
 
@@ -62,6 +63,7 @@ def members(indices: Iterable[int], clients: int) -> Members:
 
 
 def to_bitmap(chosen: Members) -> bytes:
+    """One bit for each client of the roster, the first in the lowest bit of the first byte; `from_bitmap` reads it."""
     return np.packbits(chosen, bitorder="little").tobytes()
 
 

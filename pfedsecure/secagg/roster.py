@@ -37,14 +37,17 @@ class Advertisement:
 
     @property
     def name(self) -> str:
+        """Who said it, by its certificate."""
         return self.signer.name
 
     @property
     def mask_key(self) -> bytes:
+        """X25519 public key, 32 bytes, that pairwise masks are agreed on with."""
         return self.fields.mask_key
 
     @property
     def share_key(self) -> bytes:
+        """X25519 public key, 32 bytes, that shares for this client are sealed to."""
         return self.fields.share_key
 
 
@@ -60,6 +63,7 @@ class Roster:
 
     @property
     def names(self) -> list[str]:
+        """The clients' names in the order of their numbers."""
         return [member.name for member in self.members]
 
 

@@ -116,34 +116,42 @@ class ServerRound:
 
     @cached_property
     def number(self) -> dict[str, int]:
+        """Each client's number in the roster, by name."""
         return {name: index for index, name in enumerate(self.names)}
 
     @cached_property
     def advertisements(self) -> list[wire.Advertisement]:
+        """What each client advertised, in the order of numbers."""
         return [parse_advertisement(self._stored[Step.ADVERTISE][name]) for name in self.names]
 
     @cached_property
     def roster_digest(self) -> bytes:
+        """SHA-256 of setting and advertisements: what every later signature is bound to."""
         return roster_digest(self.setting, [advertisement_digest(message) for message in self.advertisements])
 
     @cached_property
     def sharing(self) -> Sharing:
+        """Who holds whose shares, and how many open one, for a roster of this size."""
         return Sharing.of(self.setting.parameters, len(self.names))
 
     @cached_property
     def encoding(self) -> Encoding:
+        """Ring and scale for a roster of this size."""
         return Encoding.of(self.setting.parameters, len(self.names))
 
     @cached_property
     def participants(self) -> Members:
+        """Who dealt shares, `(clients,)` bool."""
         return self._senders(Step.SHARE)
 
     @cached_property
     def survivors(self) -> Members:
+        """Whose masked input is in the sum, `(clients,)` bool."""
         return self._senders(Step.MASK)
 
     @cached_property
     def participants_digest(self) -> bytes:
+        """SHA-256 of the roster's digest and who dealt shares: what holders and maskers agree on."""
         return participants_digest(self.roster_digest, self.participants)
 
     @cached_property

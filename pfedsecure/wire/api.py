@@ -16,17 +16,30 @@ from pfedsecure.wire.v1 import round_pb2 as rnd
 class FederationApi(Protocol):
     """One method per call of proto/; payloads are whole (chunking is the transport's business)."""
 
-    async def get_plan(self) -> fed.GetPlanReply: ...
+    async def get_plan(self) -> fed.GetPlanReply:
+        """The plan, the federation's id and the server's clock. Changes nothing; may be asked before `join`."""
 
-    async def join(self, request: fed.JoinRequest) -> fed.JoinReply: ...
+    async def join(self, request: fed.JoinRequest) -> fed.JoinReply:
+        """Become a member, or come back as one. Raises PlanMismatch, NameTaken, IdentityError, TooManyCalls."""
 
-    async def await_view(self, request: fed.AwaitRequest) -> fed.FederationView: ...
+    async def await_view(self, request: fed.AwaitRequest) -> fed.FederationView:
+        """Where the federation stands, once it is newer than `seen_version` or `wait_seconds` are over.
 
-    async def heartbeat(self, request: fed.HeartbeatRequest) -> fed.HeartbeatReply: ...
+        Raises NotAMember, and NameTaken where another process has joined under this name.
+        """
 
-    async def countersign(self, request: fed.CountersignRequest) -> fed.CountersignReply: ...
+    async def heartbeat(self, request: fed.HeartbeatRequest) -> fed.HeartbeatReply:
+        """Be counted as online, and hear which round is open. Raises NotAMember."""
 
-    async def leave(self, request: fed.LeaveRequest) -> fed.LeaveReply: ...
+    async def countersign(self, request: fed.CountersignRequest) -> fed.CountersignReply:
+        """Have a head of this member's ledger remembered and signed.
+
+        The reply has the newest head that the server knows, which tells an older copy of the ledger. Raises NotAMember,
+        MessageRejected.
+        """
+
+    async def leave(self, request: fed.LeaveRequest) -> fed.LeaveReply:
+        """End the membership for good: the expert leaves the pool. Leaving twice is harmless."""
 
     async def get_global_prompt(self, round_number: int) -> bytes:
         """Serialised Tensor; empty before the first aggregation. Round 0 asks for the newest."""
@@ -40,9 +53,11 @@ class FederationApi(Protocol):
     async def get_experts(self, round_number: int, expert_ids: Sequence[str]) -> dict[str, bytes]:
         """The experts asked for, by id; without those that are not in the pool any more."""
 
-    async def report_expert(self, request: rnd.ReportExpertRequest) -> rnd.ReportExpertReply: ...
+    async def report_expert(self, request: rnd.ReportExpertRequest) -> rnd.ReportExpertReply:
+        """Tell that a borrowed expert could not be used, and why; the server counts it and tells its operator."""
 
-    async def report_matching(self, request: rnd.ReportMatchingRequest) -> rnd.ReportMatchingReply: ...
+    async def report_matching(self, request: rnd.ReportMatchingRequest) -> rnd.ReportMatchingReply:
+        """Tell that the last answer was wrong about the caller itself. Raises MessageRejected where it had none."""
 
     async def publish_expert(self, round_number: int, publication: bytes) -> rnd.Receipt:
         """`publication` is a serialised Publication."""

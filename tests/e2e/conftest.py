@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import signal
 import socket
@@ -9,12 +10,16 @@ import sqlite3
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from hashlib import sha256
 from pathlib import Path
+from types import ModuleType
+from typing import Protocol
 
 import pytest
+
+from pfed_cli.pki import pki
 
 PLAN = """
 name = "e2e"
@@ -45,8 +50,35 @@ aggregation = "{aggregation}"
 experts = "{experts}"
 matching = "{matching}"
 metrics = {metrics}
+
+[matching]
+{noise}
 """
 PATIENCE_SECONDS = 240
+
+
+class Network(Protocol):
+    """What stands between the processes of a federation: `packets.Packets`, or `proxy.Proxy` without root."""
+
+    kind: str
+
+    def address(self, name: str) -> str: ...
+
+    def server_for(self, client: str, address: str) -> str: ...
+
+    def command(self, name: str) -> list[str]: ...
+
+    def cut(self, name: str, how: str = "both ways") -> None: ...
+
+    def restore(self, name: str) -> None: ...
+
+    def weather(self, delay: float, jitter: float, loss: float) -> None: ...
+
+    def move(self, name: str) -> str: ...
+
+    def connections(self, name: str) -> int: ...
+
+    def close(self) -> None: ...
 
 
 class Federation:
@@ -58,23 +90,57 @@ class Federation:
         defaults: dict[str, object] = {"epochs": 1, "rounds": 3, "minimum": clients, "deadline": 200}
         # Six of them, and a client is taken for gone: one that was killed must be back before that, on a busy machine.
         defaults |= {"step": 60, "heartbeat": 5, "metrics": "false"}
-        defaults |= {"aggregation": "secure", "experts": "sealed", "matching": "he"}
+        defaults |= {"aggregation": "secure", "experts": "sealed", "matching": "he", "noise": ""}
         (home / "plan.toml").write_text(PLAN.format(clients=clients, **defaults | settings))
+        self.address = self.free_address()
+        self.processes: dict[str, subprocess.Popen[bytes]] = {}
+        self.network: Network | None = None
+        self._identities = False
+
+    @staticmethod
+    def free_address() -> str:
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
-            self.address = f"127.0.0.1:{probe.getsockname()[1]}"
-        self.processes: dict[str, subprocess.Popen[bytes]] = {}
+            return f"127.0.0.1:{probe.getsockname()[1]}"
+
+    def join_network(self, network: Network, hosts: Sequence[str] = ()) -> None:
+        """Have all processes on the machines of a network, with certificates of an authority of their own.
+
+        The server's is for its address there, and for `hosts`.
+        """
+        self.network = network
+        host, _, port = self.address.rpartition(":")
+        host = network.address("server")
+        self.address = f"{host}:{port}"
+        self.certify(host, *hosts)
+
+    def certify(self, *hosts: str) -> None:
+        """Certificates for all, as certs/README.md has it; the server's is for `hosts`."""
+
+        def run(*arguments: str | Path) -> None:
+            pki.main([str(argument) for argument in arguments], prog_name="pfed pki", standalone_mode=False)
+
+        authority, kit = self.home / "authority", self.home / "kit.json"
+        run("init", authority, "--federation", "e2e")
+        for name in ("server", *self.names):
+            identity, server = self.home / "identities" / name, name == "server"
+            role = ["--role", "server"] if server else []
+            run("request", identity, "--name", name, *role, *(f"--host={host}" for host in hosts if server))
+            run("approve", identity / "identity.csr", "--authority", authority, "--kit", kit, "--yes", *role)
+            run("install", kit, identity, "--yes")
+        self._identities = True
 
     def start_server(self, *more: str, keep: bool = False) -> None:
         """`keep`: it stays when the federation is finished."""
-        options = ["--tls", "--plan", "plan.toml", "--listen", self.address, *more]
+        options = ["--tls", "--plan", "plan.toml", "--listen", self.address, *self._identity("server"), *more]
         self._start("server", ["pfed_server", *options, *([] if keep else ["--exit-when-finished"])])
         self.until(lambda: "listening" in self.log("server"), "the server listens")
 
     def start_client(self, name: str, *more: str) -> None:
         number = int(name.removeprefix("client-")) - 1
-        options = ["--server", self.address, "--name", name, "--data", f"demo:{number}/5", "--threads", "1"]
-        self._start(name, ["pfed_client", *options, "--plan", "plan.toml", *more])
+        server = self.address if self.network is None else self.network.server_for(name, self.address)
+        options = ["--server", server, "--name", name, "--data", f"demo:{number}/5", "--threads", "1"]
+        self._start(name, ["pfed_client", *options, "--plan", "plan.toml", *self._identity(name), *more])
 
     def start(self, *, keep_server: bool = False) -> None:
         self.start_server(keep=keep_server)
@@ -121,10 +187,13 @@ class Federation:
         """Everything that was logged, for whoever wonders why a federation came to something else."""
         return "\n".join(f"== {path.stem}\n{path.read_text()}" for path in sorted(self.home.glob("*.log")))
 
+    def _identity(self, name: str) -> list[str]:
+        return ["--identity", str(self.home / "identities" / name)] if self._identities else []
+
     def _start(self, name: str, module: list[str]) -> None:
         with (self.home / f"{name}.log").open("ab") as log:
             self.processes[name] = subprocess.Popen(
-                [sys.executable, "-m", *module],
+                [*([] if self.network is None else self.network.command(name)), sys.executable, "-m", *module],
                 cwd=self.home,
                 stdout=log,
                 stderr=log,
@@ -145,6 +214,35 @@ def make_federation(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callab
         for process in federation.processes.values():
             process.kill()
             process.wait(timeout=20)
+
+
+def module(name: str) -> ModuleType:
+    """A file beside this one."""
+    spec = importlib.util.spec_from_file_location(f"e2e_{name}", Path(__file__).with_name(f"{name}.py"))
+    assert spec is not None
+    assert spec.loader is not None
+    found = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = found  # dataclasses and annotations look there
+    spec.loader.exec_module(found)
+    return found
+
+
+@pytest.fixture
+def make_network() -> Iterator[Callable[..., Network]]:
+    """Namespaces where this machine allows it, else the proxy; `kind` asks for one of the two."""
+    made: list[Network] = []
+
+    def make(names: Sequence[str], kind: str | None = None) -> Network:
+        packets = module("packets")
+        if kind == "packets" and not packets.available():
+            pytest.skip("namespaces and TUN devices take root and Linux")
+        wanted = kind or ("packets" if packets.available() else "proxy")
+        made.append(packets.Packets(names) if wanted == "packets" else module("proxy").Proxy(names))
+        return made[-1]
+
+    yield make
+    for network in made:
+        network.close()
 
 
 @pytest.fixture(scope="session")

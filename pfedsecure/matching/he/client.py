@@ -65,24 +65,38 @@ class HeClientMatching:
 
     @property
     def epoch(self) -> int:
+        """Of the newest cohort secret. Raises IdentityError when it cannot be read."""
         return self._secrets().epoch
 
     def setup(self) -> bytes:
+        """Evaluation keys of this epoch, some 6.7 MB. They open nothing to whoever has them, under RLWE."""
         return self._secret_key().evaluation_keys(self._layout)
 
     def sketch(self, context: NDArray[np.float32], trained_round: int) -> bytes:
+        """A ciphertext of the sketch of `context (n, d)`, whose length tells nothing.
+
+        Made once for each `trained_round` and kept, so that the same bytes are sent after a crash. With a release the
+        sketch has its noise before it is encrypted.
+        """
         numbers = self._numbers(context, trained_round)
         return self._once("sketch", f"{trained_round}", sketch_polynomial(numbers, self._layout), numbers)
 
     def query(self, context: NDArray[np.float32], trained_round: int, round_number: int) -> bytes:
+        """A ciphertext as `sketch`, kept by `round_number`; `rank` and `check` go by it from then on."""
         self._asked = numbers = self._numbers(context, trained_round)
         self._published = self._kept.find("sketch", self._full_key(f"{trained_round}", numbers)) or b""
         return self._once("query", f"{round_number}", query_polynomial(numbers, self._layout), numbers)
 
     def asks_for_setup(self, answer: bytes) -> bool:
+        """Whether the server has no evaluation keys of this epoch yet. Raises MessageRejected."""
         return _read(answer).keys_wanted
 
     def rank(self, answer: bytes, k: int) -> list[Candidate]:
+        """The `k` nearest by squared distance of quantised sketches, this client itself left out, ties by id.
+
+        Empty where the answer is of another epoch. Sets `spoilt` where the distance to itself is not 0. Raises
+        MessageRejected for an answer of another form than the plan's.
+        """
         assert self._asked is not None, "there is an answer only to a query"
         message, self.spoilt = _read(answer), False
         if message.epoch != self.epoch:
@@ -93,6 +107,10 @@ class HeClientMatching:
         return [Candidate(expert_id, float(squared)) for expert_id, squared in nearest]
 
     def check(self, candidate: Candidate, context: NDArray[np.float32]) -> None:
+        """Raise MessageRejected when the borrowed prompt is not at the distance it was ranked with.
+
+        With a release everything is accepted: the noise of the other's sketch is not known.
+        """
         if self._release is not None:
             return  # the noise of the other's sketch is not known
         assert self._asked is not None

@@ -26,13 +26,15 @@ _HEADER = struct.Struct("<HBBBBHQ")  # magic, its own size, version, minor versi
 class Saveable(Protocol):
     """A SEAL object."""
 
-    def save(self, path: str) -> None: ...
+    def save(self, path: str) -> None:
+        """Write it to the file `path`."""
 
 
 class Loadable(Protocol):
     """A SEAL object."""
 
-    def load(self, context: seal.SEALContext, path: str) -> None: ...
+    def load(self, context: seal.SEALContext, path: str) -> None:
+        """Take over what the file `path` holds. Raises RuntimeError or ValueError for what is of another `context`."""
 
 
 def saved(what: Saveable) -> bytes:

@@ -63,11 +63,16 @@ class HeServerMatching:
         self._lock = threading.Lock()
 
     def check_sketch(self, sketch: bytes, epoch: int) -> None:
+        """Raise MessageRejected unless it has the form of a ciphertext of `epoch`; what it encrypts cannot be seen."""
         found, _ = read_encrypted(sketch, "the sketch")
         if found != epoch:
             raise MessageRejected(f"the sketch is of epoch {found}, the expert beside it of epoch {epoch}")
 
     def install(self, epoch: int, setup: bytes) -> None:
+        """Check evaluation keys in a process of their own, for at most CHECK_SECONDS, and keep them in a file.
+
+        Raises MessageRejected for keys of another epoch, and for bytes that crash or stop whoever loads them.
+        """
         message = _read_setup(setup)
         if message.epoch != epoch:
             raise MessageRejected(f"evaluation keys of epoch {message.epoch} have come for epoch {epoch}")
@@ -83,6 +88,12 @@ class HeServerMatching:
             self._epochs[epoch] = EpochPool(epoch, path, self._layout, self._folder)
 
     def index(self, pool: Sequence[PoolEntry]) -> HeMatchIndex:
+        """Blocks of the pool by epoch, built anew where sketches changed; an epoch that fails leaves the others as they
+        are.
+
+        What members complained of about the last index is heeded here: blocks are split, keys that spoil everything let
+        go.
+        """
         with self._lock:
             distrusted = self._heeding()
             by_epoch: dict[int, list[PoolEntry]] = {epoch: [] for epoch in self._epochs}
@@ -116,12 +127,14 @@ class HeServerMatching:
         return distrusted
 
     def forget(self, epoch: int) -> None:
+        """Delete keys and blocks of `epoch`; a query that still needs them is refused."""
         with self._lock:
             self._epochs.pop(epoch, None)
         for path in (*self._folder.glob(f"keys-{epoch}-*"), *self._folder.glob(f"block-{epoch}-*")):
             path.unlink(missing_ok=True)
 
     def close(self) -> None:
+        """Wait for the processes to end, and delete the scratch folder."""
         if self._made is not None:
             self._made.shutdown(wait=True, cancel_futures=True)
         shutil.rmtree(self._folder, ignore_errors=True)
@@ -177,13 +190,21 @@ class HeMatchIndex:
         self._submit = submit
 
     def lacks_setup(self, query: bytes) -> int:
+        """The query's epoch when there are experts but no keys of it, else 0. Raises MessageRejected."""
         epoch, _ = read_encrypted(query, "the query")
         return epoch if epoch in self._lacking else 0
 
     def asking_for_setup(self, epoch: int) -> bytes:
+        """An answer without distances, whose `keys_wanted` asks one member for `ClientMatching.setup`."""
         return EncryptedAnswer(epoch=epoch, keys_wanted=True).SerializeToString()
 
     def answer(self, query: bytes, k: int, asker: str, round_number: int) -> bytes:
+        """Encrypted distances of the query to every sketch of its epoch, whatever `k`: the client ranks, the server
+        cannot.
+
+        Seconds for thousands of experts, in processes. Raises MessageRejected, or ServerUnreachable when a process
+        died.
+        """
         epoch, _ = read_encrypted(query, "the query")
         part = self._parts.get(epoch)
         reply = EncryptedAnswer(epoch=epoch)
@@ -205,6 +226,7 @@ class HeMatchIndex:
         return reply.SerializeToString(deterministic=True)
 
     def complain(self, asker: str) -> None:
+        """Note that `asker` found its own distance wrong. Raises MessageRejected for who had no such answer."""
         epochs = [epoch for epoch, asked in self.asked.items() if asker in asked]
         if not epochs:
             raise MessageRejected(f"{asker} has had no answer that could be wrong about itself")
