@@ -15,7 +15,6 @@ from pathlib import Path
 from packaging.requirements import Requirement
 
 from pfed_cli.doctor.findings import Finding, Level
-from pfed_server.descriptors import SPARE, limits, most_connections, too_few
 from pfedsecure.console import Address
 from pfedsecure.wire.options import MOST_CONNECTIONS
 
@@ -143,6 +142,8 @@ def descriptors(connections: int | None) -> Finding:
 
     By the limits that the doctor itself runs under, which need not be those of a service.
     """
+    from pfed_server.descriptors import SPARE, limits, most_connections, too_few  # not where a client alone may run
+
     wanted = MOST_CONNECTIONS if connections is None else connections
     room = most_connections()
     if room >= wanted:
