@@ -62,7 +62,6 @@ class Federation:
         self._news = News(self._state.version)
         self._wake = asyncio.Event()
         self._announced_online: frozenset[str] = frozenset()
-        self._seen_online: frozenset[str] = frozenset()  # when transitions were last looked for
         self._traffic: dict[str, Traffic] = {}
         # Each first message is checked against all others: read once a round, they are small where they are read.
         self._first_messages: tuple[int, dict[str, bytes]] = 0, {}
@@ -134,7 +133,7 @@ class Federation:
     def heard(self, name: str) -> None:
         """Note that a member called."""
         self.liveness.heard(name)
-        if name not in self._seen_online:
+        if name not in self._announced_online:
             self._wake.set()
 
     def forget(self, name: str) -> None:
@@ -178,28 +177,21 @@ class Federation:
             await self.clock.wait(self._wake, pause)
 
     def _seconds_until_due(self) -> float | None:
-        # Of those seen then, not of those online: somebody may have gone offline since the last look at it.
-        times = [self.liveness.seconds_until_one_is_offline(self._seen_online)]
+        # Of those announced, not of those online: somebody may have gone offline since the last look at it.
+        times = [self.liveness.seconds_until_one_is_offline(self._announced_online)]
         if self._state.open_round is not None:
             times.append(self.seconds_left())
         return min((seconds for seconds in times if seconds is not None), default=None)
 
     async def _advance(self) -> None:
         """Make every transition that is due, and tell the clients when the number of those online has changed."""
-        while (transition := self._due_transition()) is not None:
+        while (transition := due_transition(self.plan, self._state, self.online(), self.clock.now())) is not None:
             if transition is Transition.OPEN_ROUND:
                 await self._open_round(self._state.last_round + 1)
             elif (open_round := self._state.open_round) is not None:
                 await self._end_step(open_round)
-        if self._announced_online != self._seen_online:
-            if self._news.is_due:
-                await self.change(self.store.touch)
-            else:
-                self._news.remind(self._wake.set)
-
-    def _due_transition(self) -> Transition | None:
-        self._seen_online = self.online()
-        return due_transition(self.plan, self._state, self._seen_online, self.clock.now())
+        if self._announced_online != self.online():
+            await self.change(self.store.touch)
 
     async def _open_round(self, number: int) -> None:
         opened_at = self.clock.now()

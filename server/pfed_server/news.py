@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 WOKEN_A_SECOND = 100.0
@@ -28,38 +28,21 @@ class News:
         self._waiting = 0
         self._due_at = -math.inf
         self._telling: asyncio.TimerHandle | None = None
-        self._reminder: asyncio.TimerHandle | None = None
         self._over = False
-
-    @property
-    def is_due(self) -> bool:
-        """Whether what is not urgent would be told at once."""
-        return asyncio.get_running_loop().time() >= self._due_at
 
     def tell(self, version: int, *, urgent: bool) -> None:
         """There is a newer version; those who wait for one are woken now or, if that is too early, once it is due."""
         self._newest = version
-        if urgent or self.is_due:
+        loop = asyncio.get_running_loop()
+        if urgent or loop.time() >= self._due_at:
             self._wake()
         elif self._telling is None:
-            self._telling = asyncio.get_running_loop().call_at(self._due_at, self._wake)
-
-    def remind(self, callback: Callable[[], None]) -> None:
-        """Call back once news is due; once, however often this is asked for meanwhile."""
-
-        def due() -> None:
-            self._reminder = None
-            callback()
-
-        if self._reminder is None:
-            self._reminder = asyncio.get_running_loop().call_at(self._due_at, due)
+            self._telling = loop.call_at(self._due_at, self._wake)
 
     def end(self) -> None:
         """Nobody waits any more."""
         self._over = True
         self._wake()
-        if self._reminder is not None:
-            self._reminder.cancel()
 
     def must_wait(self, version: int) -> bool:
         """Whether there is nothing to be told to somebody who has seen `version`."""

@@ -71,21 +71,6 @@ async def test_a_version_of_another_history_is_not_waited_for() -> None:
     assert not News(5).must_wait(4)
 
 
-async def test_a_reminder_comes_once_when_news_is_due(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(news, "WOKEN_A_SECOND", 5.0)
-    told, reminded = News(1), []
-    with told.waiting():
-        told.tell(2, urgent=True)
-    assert not told.is_due
-    for number in range(3):
-        told.remind(lambda number=number: reminded.append(number))
-    await asyncio.sleep(0.05)
-    assert reminded == []
-    await asyncio.sleep(0.3)
-    assert reminded == [0]
-    assert told.is_due
-
-
 async def test_nobody_waits_once_it_ends(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(news, "WOKEN_A_SECOND", 0.01)
     told = News(1)
