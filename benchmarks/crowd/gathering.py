@@ -67,7 +67,7 @@ class Run:
     phase: Phase
     plan: Plan
     results: list[Result] = field(default_factory=list)
-    rounds: list[ops.RoundStatus] = field(default_factory=list)
+    rounds: list[ops.GetStatusReply.Round] = field(default_factory=list)
     status_calls: list[tuple[float, float]] = field(default_factory=list)
     began: float = 0.0
     ended: float = 0.0

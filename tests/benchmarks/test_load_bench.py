@@ -47,7 +47,7 @@ def run_of(clients: int, *, kill_in: int | None = None) -> Run:
             )
         ],
         rounds=[
-            ops.RoundStatus(number=number, outcome="closed", cohort=clients, updates=clients, seconds=10.0)
+            ops.GetStatusReply.Round(number=number, outcome="closed", cohort=clients, updates=clients, seconds=10.0)
             for number in (1, 2, 3)
         ],
         began=0.0,

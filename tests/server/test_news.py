@@ -18,7 +18,7 @@ from pfedsecure.wire.v1 import federation_pb2 as fed
 
 MakePlan = Callable[..., Plan]
 WAITING = tuple(f"member-{number}" for number in range(8))
-CHANGES = 60
+CHANGES = 40
 
 
 async def heard(told: News, version: int, seconds: float) -> bool:
@@ -110,9 +110,10 @@ async def test_who_joins_and_leaves_again_and_again_does_not_wake_everybody_each
     make_plan: MakePlan, drive: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     plan = make_plan(start_clients=50)
+    monkeypatch.setattr(news, "WOKEN_A_SECOND", 10.0)  # fewer, so that a slow machine makes no difference
     async with drive(plan) as driver:
         answers, seconds = await flooded(driver)
-    assert answers <= news.WOKEN_A_SECOND * seconds + 2 * len(WAITING)
+    assert answers <= 10 * seconds + 2 * len(WAITING)
 
     monkeypatch.setattr(news, "WOKEN_A_SECOND", math.inf)
     async with drive(plan) as driver:
