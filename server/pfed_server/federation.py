@@ -148,12 +148,12 @@ class Federation:
         as often as `news` has it, and when their time is over.
         """
         until = None if seconds is None else self.clock.monotonic() + seconds
-        with self._news.waiting():
-            while self._news.must_wait(version):
-                left = None if until is None else until - self.clock.monotonic()
-                if left is not None and left <= 0:
-                    return
-                await self.clock.wait(self._news.changed, left)
+        while self._news.must_wait(version):
+            left = None if until is None else until - self.clock.monotonic()
+            if left is not None and left <= 0:
+                return
+            with self._news.change() as change:
+                await self.clock.wait(change, left)
 
     def count(self, name: str, *, received: int = 0, sent: int = 0) -> None:
         """Add payload bytes to the account of a member; only those of the open round's cohort have one."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import math
 import time
 from collections.abc import Callable
@@ -23,10 +24,10 @@ CHANGES = 40
 
 async def heard(told: News, version: int, seconds: float) -> bool:
     """Whether somebody who has seen `version` is woken within so many seconds."""
-    with told.waiting():
-        while told.must_wait(version):
+    while told.must_wait(version):
+        with told.change() as change:
             try:
-                await asyncio.wait_for(told.changed.wait(), seconds)
+                await asyncio.wait_for(change.wait(), seconds)
             except TimeoutError:
                 return False
     return True
@@ -55,7 +56,7 @@ async def test_a_first_change_is_told_at_once_and_further_ones_together_later(mo
 async def test_what_is_urgent_is_told_at_once_with_all_that_was_held_back(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(news, "WOKEN_A_SECOND", 0.01)
     told = News(1)
-    with told.waiting():
+    with told.change():
         told.tell(2, urgent=False)
     told.tell(3, urgent=False)
     assert told.must_wait(2)
@@ -64,6 +65,37 @@ async def test_what_is_urgent_is_told_at_once_with_all_that_was_held_back(monkey
     assert await heard(told, 2, 0.05)
     assert await heard(told, 3, 0.05)
     assert told.must_wait(4)
+
+
+async def test_many_are_woken_in_groups_between_which_others_have_their_turn() -> None:
+    told, woken = News(1), 0
+
+    async def wait() -> None:
+        nonlocal woken
+        await heard(told, 1, 5)
+        woken += 1
+
+    waiting = [asyncio.create_task(wait()) for _ in range(3 * news.GROUP + 1)]
+    await asyncio.sleep(0)
+    told.tell(2, urgent=True)
+    seen = []
+    while woken < len(waiting):
+        await asyncio.sleep(0)
+        seen.append(woken)
+    steps = [after - before for before, after in itertools.pairwise([0, *seen])]
+    assert max(steps) <= news.GROUP
+    assert sum(map(bool, steps)) >= 4
+    assert not told.must_wait(1)
+
+
+async def test_nothing_is_remembered_of_those_who_waited_long_enough() -> None:
+    told = News(1)
+    for _ in range(3):
+        waiting = [asyncio.create_task(heard(told, 1, 0.02)) for _ in range(2 * news.GROUP)]
+        await asyncio.sleep(0)
+        assert len(told._groups) == 2
+        assert not any(await asyncio.gather(*waiting))
+        assert told._groups == []
 
 
 async def test_a_version_of_another_history_is_not_waited_for() -> None:
