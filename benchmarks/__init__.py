@@ -7,6 +7,7 @@ BENCHMARKS = {
     "dp-step": "A step with differential privacy, by either mechanism, against one without",
     "experts": "Whose experts to borrow, how many, in which form, against the gate alone",
     "federation": "pFedMoAP against its baselines on photographs, 10 to 20 clients",
+    "load": "A thousand clients over mutual TLS against one server: calls, rounds, memory, a server that is killed",
     "matching": "Matching on encrypted and noised sketches: cost, bytes and recall, beside TenSEAL's dot and CKKS",
     "operations": "Random faults in virtual time and random messages: whether the server stays right",
     "precision": "bfloat16 against float32: accuracy of federations, time of a step",

@@ -1,7 +1,8 @@
-"""How much memory a process has, and ever had, in MiB."""
+"""How much memory a process has, and ever had, in MiB, and how much processor time it took."""
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 
@@ -9,6 +10,17 @@ from pathlib import Path
 def resident_mib(pid: int) -> float:
     """Resident memory of a process, on Linux."""
     return _of_status(str(pid), "VmRSS")
+
+
+def peak_resident_mib(pid: int) -> float:
+    """The most that it ever was, on Linux."""
+    return _of_status(str(pid), "VmHWM")
+
+
+def cpu_seconds(pid: int) -> float:
+    """Processor time of a process, its threads and the children that it waited for, on Linux."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return sum(map(int, fields[11:15])) / os.sysconf("SC_CLK_TCK")
 
 
 def peak_mib() -> float:

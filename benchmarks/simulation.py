@@ -20,7 +20,7 @@ from pathlib import Path
 import click
 import torch
 
-from pfed_cli.demo.layout import to_toml
+from pfed_cli.plan_file import to_toml
 from pfed_cli.simulate.clients import clients_of
 from pfed_cli.simulate.plans import demo_plan, fitted
 from pfed_cli.simulate.shares import digits_of, joined, partition

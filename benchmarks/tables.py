@@ -13,6 +13,7 @@ from pfedsecure.errors import BenchError
 
 from .contract import Report, Row
 from .expert_tables import experts_table
+from .load_table import load_table
 from .matching_table import matching_table
 from .privacy_tables import privacy_table
 from .training_table import training_table
@@ -206,6 +207,7 @@ _TABLES: dict[str, Callable[[Report], str]] = {
     "dp-step": dp_step_table,
     "experts": experts_table,
     "federation": federation_table,
+    "load": lambda report: "\n".join([load_table(report), *_bars(report)]),
     "matching": lambda report: "\n".join([matching_table(report), *_bars(report)]),
     "precision": precision_table,
     "privacy-utility": privacy_table,

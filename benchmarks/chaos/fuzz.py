@@ -7,16 +7,11 @@ left out, or put in. The caller is a member in an open round, so that most of wh
 from __future__ import annotations
 
 import asyncio
-import os
 import random
-import re
-import subprocess
-import sys
 import tempfile
-import time
 from collections import Counter
-from collections.abc import AsyncIterator, Iterator
-from contextlib import AsyncExitStack, contextmanager
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -34,7 +29,7 @@ from pfedsecure.wire.v1 import federation_pb2, operations_pb2, round_pb2
 from pfedsecure.wire.v1 import federation_pb2 as fed
 from pfedsecure.wire.v1.federation_pb2_grpc import FederationStub
 
-from ..memory import resident_mib
+from ..server_process import ServerProcess
 
 CHANNELS, AT_ONCE = 4, 12
 """Connections, and calls on each of them: less than the server takes as streams of one connection."""
@@ -82,8 +77,12 @@ class Fuzzed:
 
 def fuzz(count: int, seed: int) -> Fuzzed:
     """Send so many messages, or until something breaks."""
-    with tempfile.TemporaryDirectory(prefix="pfed-fuzz-") as folder, _server(Path(folder)) as (process, address):
-        return asyncio.run(_fuzz(count, seed, Path(folder), process, address))
+    with tempfile.TemporaryDirectory(prefix="pfed-fuzz-") as name:
+        folder = Path(name)
+        (folder / "plan.toml").write_text(_PLAN)
+        limits = ["--calls-a-second", "1000000", "--calls-at-once", "1000"]
+        with ServerProcess(folder, ["--tls", "--plan", "plan.toml", "--state", "state", *limits]) as server:
+            return asyncio.run(_fuzz(count, seed, folder, server))
 
 
 def methods() -> list[MethodDescriptor]:
@@ -165,11 +164,11 @@ class Messages:
         return bytes(found)
 
 
-async def _fuzz(count: int, seed: int, folder: Path, process: subprocess.Popen[bytes], address: str) -> Fuzzed:
+async def _fuzz(count: int, seed: int, folder: Path, server: ServerProcess) -> Fuzzed:
     identity = enrol(folder / DEVELOPMENT_FOLDER, "fuzz", "client", folder / "fuzz")
     plan = Plan.from_toml(folder / "plan.toml")
-    found, messages, calls = Fuzzed(mib_before=resident_mib(process.pid)), Messages(seed), methods()
-    instance = "fuzz"
+    found, messages, calls = Fuzzed(mib_before=server.mib), Messages(seed), methods()
+    instance, process, address = "fuzz", server.process, str(server.address)
     left = count
 
     async with AsyncExitStack() as stack:
@@ -206,7 +205,7 @@ async def _fuzz(count: int, seed: int, folder: Path, process: subprocess.Popen[b
 
         await join()
         await asyncio.gather(*(worker(channel) for channel in channels for _ in range(AT_ONCE)))
-    found.mib_after = resident_mib(process.pid) if process.poll() is None else 0.0
+    found.mib_after = server.mib if process.poll() is None else 0.0
     if found.problem is None and found.mib_after > found.mib_before + MOST_GROWTH_MIB:
         found.problem = f"the server grew from {found.mib_before:.0f} to {found.mib_after:.0f} MiB"
     return found
@@ -238,31 +237,3 @@ async def _call(channel: grpc.aio.Channel, method: MethodDescriptor, messages: M
     except grpc.aio.AioRpcError as error:
         return error.code()
     return grpc.StatusCode.OK
-
-
-@contextmanager
-def _server(folder: Path) -> Iterator[tuple[subprocess.Popen[bytes], str]]:
-    """A `pfed-server` in `folder`, and where it listens."""
-    (folder / "plan.toml").write_text(_PLAN)
-    limits = ["--calls-a-second", "1000000", "--calls-at-once", "1000"]
-    options = ["--tls", "--plan", "plan.toml", "--listen", "127.0.0.1:0", "--state", "state", *limits]
-    log = (folder / "log").open("wb")
-    process = subprocess.Popen(
-        [sys.executable, "-m", "pfed_server", *options], cwd=folder, stdout=log, stderr=log, env=os.environ
-    )
-    try:
-        yield process, _address(process, folder / "log")
-    finally:
-        process.terminate()
-        process.wait(30)
-        log.close()
-
-
-def _address(process: subprocess.Popen[bytes], log: Path) -> str:
-    for _ in range(600):
-        if (found := re.search(rb"listening on (\S+),", log.read_bytes())) is not None:
-            return found[1].decode().replace("127.0.0.1", "localhost")
-        if process.poll() is not None:
-            break
-        time.sleep(0.1)
-    raise RuntimeError(f"the server did not start: {log.read_text()[-500:]}")

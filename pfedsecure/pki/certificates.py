@@ -9,6 +9,7 @@ role) and puts a refusal into one clear line.
 from __future__ import annotations
 
 import hashlib
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 from functools import cache, lru_cache
@@ -124,6 +125,31 @@ def verify(certificate: x509.Certificate, authority: x509.Certificate, now: date
     subject = read_subject(certificate)
     verify_issued(certificate, authority, now, KEY_USE[subject.role], f"{subject.role} {subject.name}")
     return subject
+
+
+def verify_caller(pem: bytes, authority: x509.Certificate, now: datetime) -> Subject:
+    """As `verify`, for the one certificate in `pem` that a caller showed.
+
+    What does not change with time is judged once for all calls with a certificate: a server is asked thousands of times
+    in a round. Its validity is judged each time. Raises IdentityError.
+    """
+    with suppress(IdentityError):  # what is told of a refusal is about `now`
+        subject, since, until = _verified_once(pem, authority)
+        if since <= now <= until:
+            return subject
+    return verify(parse_certificate(pem, _CALLERS), authority, now)
+
+
+_CALLERS = "the certificate of the caller"
+
+
+@lru_cache(maxsize=4096)
+def _verified_once(pem: bytes, authority: x509.Certificate) -> tuple[Subject, datetime, datetime]:
+    """The subject of a certificate, and from when to when it and its authority are valid, both included."""
+    certificate = parse_certificate(pem, _CALLERS)
+    since = max(certificate.not_valid_before_utc, authority.not_valid_before_utc)
+    until = min(certificate.not_valid_after_utc, authority.not_valid_after_utc)
+    return verify(certificate, authority, since), since, until
 
 
 def verify_issued(

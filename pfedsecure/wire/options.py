@@ -16,9 +16,11 @@ HANDSHAKE_SECONDS = 20
 IDLE_SECONDS = 300
 """A connection without a call for so long is closed; a client opens another when it has something to say."""
 
-MOST_CONNECTIONS = 1000
-"""Of a server, all callers together; further ones are closed at once."""
+MOST_CONNECTIONS = 2048
+"""Of a server unless its operator says otherwise, all callers together; further ones are closed at once. A thousand
+clients have a second connection each while they take up a renewed certificate, and operators want in too."""
 
+_CONNECTIONS_OPTION = "grpc.max_allowed_incoming_connections"
 _KEEPALIVE_MS = 20_000
 _KEEPALIVE_TIMEOUT_MS = 10_000
 
@@ -42,7 +44,12 @@ SERVER_OPTIONS: tuple[tuple[str, int], ...] = (
     ("grpc.server_handshake_timeout_ms", HANDSHAKE_SECONDS * 1000),
     ("grpc.http2.settings_timeout", HANDSHAKE_SECONDS * 1000),
     ("grpc.max_connection_idle_ms", IDLE_SECONDS * 1000),
-    ("grpc.max_allowed_incoming_connections", MOST_CONNECTIONS),
+    (_CONNECTIONS_OPTION, MOST_CONNECTIONS),
     # Otherwise a second server on the same port would silently share its clients.
     ("grpc.so_reuseport", 0),
 )
+
+
+def with_connections(options: tuple[tuple[str, int], ...], connections: int) -> list[tuple[str, int]]:
+    """A server's options with another limit of connections."""
+    return [(name, connections if name == _CONNECTIONS_OPTION else value) for name, value in options]

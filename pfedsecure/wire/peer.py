@@ -11,7 +11,7 @@ import grpc.aio
 from cryptography import x509
 
 from pfedsecure.errors import IdentityError, InsecureTransport
-from pfedsecure.pki.certificates import parse_certificate, verify
+from pfedsecure.pki.certificates import Subject, verify, verify_caller
 from pfedsecure.pki.names import Role, validate_name
 from pfedsecure.wire.loopback import is_loopback
 
@@ -62,8 +62,7 @@ class Peer:
         certificates = properties.get("x509_pem_cert", [])
         if len(certificates) != 1:
             raise IdentityError("this server takes calls with a client certificate only: enrol with `pfed pki request`")
-        certificate = parse_certificate(certificates[0], "the certificate of the caller")
-        return cls.from_certificate(certificate, authority, now or datetime.now(UTC))
+        return cls._of(verify_caller(certificates[0], authority, now or datetime.now(UTC)))
 
     @classmethod
     def from_certificate(cls, certificate: x509.Certificate, authority: x509.Certificate, now: datetime) -> Self:
@@ -72,7 +71,10 @@ class Peer:
         For callers inside this process, which hold the key by construction. A call over the network goes through
         `from_call`: a certificate alone is public and proves nothing about who sent it.
         """
-        subject = verify(certificate, authority, now)
+        return cls._of(verify(certificate, authority, now))
+
+    @classmethod
+    def _of(cls, subject: Subject) -> Self:
         return cls(
             subject.name,
             subject.role,

@@ -33,7 +33,7 @@ from pfedsecure.errors import AddressInUse
 from pfedsecure.pki.current import CurrentIdentity
 from pfedsecure.pki.identity import Identity
 from pfedsecure.wire.loopback import require_loopback
-from pfedsecure.wire.options import SERVER_OPTIONS
+from pfedsecure.wire.options import MOST_CONNECTIONS, SERVER_OPTIONS, with_connections
 from pfedsecure.wire.tls import server_credentials
 
 SHUTDOWN_SECONDS = 5.0
@@ -50,6 +50,7 @@ async def run(
     identity: Identity | None,
     revocations: Revocations | None = None,
     limits: Limits = DEFAULT_LIMITS,
+    connections: int = MOST_CONNECTIONS,
     *,
     exit_when_finished: bool,
     metrics: Metrics | None = None,
@@ -68,7 +69,7 @@ async def run(
         loop.add_signal_handler(number, told_to_stop.set)
     with watching(coordinator.federation, _transport(identity), metrics, metrics_at, dashboard):
         calls = [each for each in (metrics, traces) if each is not None]
-        async with serving(coordinator, address, identity, revocations, limits, calls) as bound:
+        async with serving(coordinator, address, identity, revocations, limits, connections, calls) as bound:
             _logger.info("listening on %s, %s", bound, "plain text" if identity is None else "mutual TLS 1.3")
             ends: set[asyncio.Task[object]] = {asyncio.create_task(told_to_stop.wait())}
             if exit_when_finished:
@@ -92,11 +93,13 @@ async def serving(
     identity: Identity | None,
     revocations: Revocations | None = None,
     limits: Limits = DEFAULT_LIMITS,
+    connections: int = MOST_CONNECTIONS,
     calls: Sequence[Calls] = (),
 ) -> AsyncIterator[Address]:
     """`coordinator` started and served at `address`, over mutual TLS, or in plain text where there is no identity.
 
-    `revocations`: the certificates of the identity's authority that count no longer. `limits`: of each caller.
+    `revocations`: the certificates of the identity's authority that count no longer. `limits`: of each caller;
+    `connections`: of all callers together, for which there must be descriptors.
 
     Gives the address bound, which has the port that the system chose where `address` has port 0. Raises AddressInUse,
     InsecureTransport for plain text that could leave this machine, IdentityError when the identity cannot be used.
@@ -116,7 +119,7 @@ async def serving(
         CallInterceptor(identify, Refusals(federation.tell, calls), arrivals),
         GuardInterceptor(identify, guards),
     )
-    server = grpc.aio.server(interceptors=interceptors, options=SERVER_OPTIONS)
+    server = grpc.aio.server(interceptors=interceptors, options=with_connections(SERVER_OPTIONS, connections))
     add_services(server, coordinator, identify, transport)
     health_service = health.HealthServicer()
     add_HealthServicer_to_server(health_service, server)

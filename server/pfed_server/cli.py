@@ -15,6 +15,7 @@ from pfed_server.app import run
 from pfed_server.audit import AuditLog
 from pfed_server.coordinator import Coordinator
 from pfed_server.countersigning import Sign
+from pfed_server.descriptors import make_room, too_few
 from pfed_server.events import everybody
 from pfed_server.metrics import Metrics
 from pfed_server.revocation import KEPT_FILE, Revocations
@@ -33,8 +34,10 @@ from pfedsecure.pki.identity import Identity
 from pfedsecure.pki.revocation import RevocationList
 from pfedsecure.plan import Plan
 from pfedsecure.wire.loopback import require_loopback
+from pfedsecure.wire.options import MOST_CONNECTIONS
 
 DEMO_PLAN = Path(pfedsecure.__file__).parent / "demo_plan.toml"
+FEWEST_CONNECTIONS = 16
 
 _logger = logging.getLogger("pfed_server")
 
@@ -95,6 +98,14 @@ _logger = logging.getLogger("pfed_server")
     help="Of one caller, on all its connections; who makes more is told to wait.",
 )
 @click.option(
+    "--connections",
+    type=click.IntRange(min=FEWEST_CONNECTIONS),
+    metavar="N",
+    help=f"Of all callers together; further ones are closed at once.  [default: {MOST_CONNECTIONS}, or as many as "
+    "there are file descriptors for]",
+    show_default=False,
+)
+@click.option(
     "--backbone-dir",
     type=click.Path(exists=True, file_okay=False, path_type=Path),
     metavar="DIR",
@@ -137,6 +148,7 @@ def main(
     crl: Path | None,
     calls_a_second: float,
     calls_at_once: int,
+    connections: int | None,
     backbone_dir: Path | None,
     metrics_at: Address | None,
     dashboard: Address | None,
@@ -155,6 +167,7 @@ def main(
     if insecure and crl is not None:
         raise click.UsageError("--crl goes with --tls: without it callers have no certificates to revoke")
     configure(log_format)
+    carried = _connections(connections)
     plan = Plan.from_toml(plan_file or DEMO_PLAN)
     if (formatter := json_formatter()) is not None:
         formatter.federation = plan.name
@@ -200,6 +213,7 @@ def main(
                 identity,
                 revocations,
                 Limits(calls_a_second=calls_a_second, calls_at_once=calls_at_once),
+                carried,
                 exit_when_finished=exit_when_finished,
                 metrics=metrics,
                 metrics_at=metrics_at,
@@ -207,6 +221,19 @@ def main(
                 traces=tracing,
             )
         )
+
+
+def _connections(asked: int | None) -> int:
+    """How many there can be. Raises click.BadParameter for fewer than were asked for."""
+    wanted = MOST_CONNECTIONS if asked is None else asked
+    carried = make_room(wanted)
+    if carried < wanted:
+        enough = carried >= FEWEST_CONNECTIONS
+        if asked is not None or not enough:
+            advice = f", or ask for {carried} or fewer" if enough else ""
+            raise click.BadParameter(too_few(wanted) + advice, param_hint="--connections")
+        _logger.warning("only %d callers can be connected at once: %s", carried, too_few(wanted))
+    return carried
 
 
 def _identity(folder: Path | None) -> Identity:

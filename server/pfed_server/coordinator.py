@@ -79,6 +79,7 @@ class Coordinator:
         tell: events.Listener = events.nobody,
     ) -> None:
         self._plan = plan
+        self._plan_json, self._plan_digest = plan.to_json(), plan.digest()  # every client asks for them
         self._store = store
         self._authority = authority
         aggregation = server_aggregation(plan, context_shape, authority)
@@ -124,8 +125,8 @@ class Coordinator:
     async def get_plan(self, peer: Peer) -> fed.GetPlanReply:
         """The plan, for everybody with a certificate of the federation."""
         return fed.GetPlanReply(
-            plan_json=self._plan.to_json(),
-            plan_digest=self._plan.digest(),
+            plan_json=self._plan_json,
+            plan_digest=self._plan_digest,
             federation_id=self._federation.state.federation_id,
             time=self._federation.clock.now(),
         )
@@ -137,10 +138,9 @@ class Coordinator:
         """
         require_role(peer, "client")
         check_instance_id(request.instance_id)
-        digest = self._plan.digest()
-        if request.plan_digest != digest:
+        if request.plan_digest != self._plan_digest:
             raise PlanMismatch(
-                f"the plan of this server has digest {digest[:12]}, the client agreed to "
+                f"the plan of this server has digest {self._plan_digest[:12]}, the client agreed to "
                 f"{request.plan_digest[:12]!r}; use the server's plan or the server of that plan"
             )
         pseudonym = self._pseudonym(peer, Claim(request.author_certificate, request.author_signature))

@@ -19,6 +19,7 @@ from pfed_server import events
 from pfed_server.clock import Clock
 from pfed_server.liveness import Liveness
 from pfed_server.messages import StepMessages
+from pfed_server.news import News
 from pfed_server.rounds import Transition, draw_cohort, due_transition, senders
 from pfed_server.store import Closing, OpenRound, RoundRecord, State, Store, Traffic
 from pfedsecure.aggregation.interface import RoundIdentity, ServerAggregation, ServerAggregationRound
@@ -58,13 +59,12 @@ class Federation:
         self._state = store.load()
         self._lock = asyncio.Lock()
         self._steps: set[asyncio.Task[object]] = set()
-        self._changed = asyncio.Event()
+        self._news = News(self._state.version)
         self._wake = asyncio.Event()
         self._announced_online: frozenset[str] = frozenset()
         self._traffic: dict[str, Traffic] = {}
         # Each first message is checked against all others: read once a round, they are small where they are read.
         self._first_messages: tuple[int, dict[str, bytes]] = 0, {}
-        self._stopping = False
         self._driver: asyncio.Task[None] | None = None
 
     @property
@@ -96,8 +96,7 @@ class Federation:
 
     def end_waits(self) -> None:
         """`newer_than` returns at once from now on."""
-        self._stopping = True
-        self._announce()
+        self._news.end()
 
     async def stop(self) -> None:
         """End waits and transitions; steps under way are finished."""
@@ -128,7 +127,7 @@ class Federation:
         self._state = await asyncio.to_thread(transaction)
         if self._state.version != before.version:
             self._announced_online = self.online()
-            self._announce()
+            self._news.tell(self._state.version, urgent=_moved(before, self._state))
         self._wake.set()
 
     def heard(self, name: str) -> None:
@@ -143,13 +142,18 @@ class Federation:
         self._wake.set()
 
     async def newer_than(self, version: int, seconds: float | None) -> None:
-        """Return when the state's version is not `version`, after `seconds`, or when the server stops."""
+        """Return when the state's version is not `version`, after `seconds`, or when the server stops.
+
+        At once when a round or one of its steps began or ended. Of who is there, which nobody acts on, callers are told
+        as often as `news` has it, and when their time is over.
+        """
         until = None if seconds is None else self.clock.monotonic() + seconds
-        while self._state.version == version and not self._stopping:
+        while self._news.must_wait(version):
             left = None if until is None else until - self.clock.monotonic()
             if left is not None and left <= 0:
                 return
-            await self.clock.wait(self._changed, left)
+            with self._news.change() as change:
+                await self.clock.wait(change, left)
 
     def count(self, name: str, *, received: int = 0, sent: int = 0) -> None:
         """Add payload bytes to the account of a member; only those of the open round's cohort have one."""
@@ -266,9 +270,15 @@ class Federation:
         if self._state.rounds_completed >= self.plan.rounds.count:
             _logger.info("finished: %d rounds completed", self._state.rounds_completed)
 
-    def _announce(self) -> None:
-        self._changed.set()
-        self._changed = asyncio.Event()
+
+def _moved(before: State, after: State) -> bool:
+    """Whether something has changed that members act on."""
+    return _place(before) != _place(after)
+
+
+def _place(state: State) -> tuple[int, int, int]:
+    step = 0 if state.open_round is None else state.open_round.step
+    return state.last_round, step, state.rounds_completed
 
 
 def _summary(record: RoundRecord) -> str:

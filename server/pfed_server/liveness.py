@@ -26,7 +26,8 @@ class Liveness:
         self._last_heard.pop(name, None)
 
     def online(self) -> frozenset[str]:
-        return frozenset(name for name in self._last_heard if self.seconds_left(name) > 0)
+        now = self._clock.monotonic()
+        return frozenset(name for name, heard in self._last_heard.items() if heard + self.timeout - now > 0)
 
     def seconds_left(self, name: str) -> float:
         """Seconds of further silence until `name` is offline; not positive when it is."""
@@ -35,4 +36,8 @@ class Liveness:
 
     def seconds_until_one_is_offline(self, names: Collection[str]) -> float | None:
         """Seconds of further silence until the first of `names` is offline, 0 when one is; None without names."""
-        return min((max(self.seconds_left(name), 0.0) for name in names), default=None)
+        now = self._clock.monotonic()
+        # For a name that was never heard of, as `seconds_left` has it, there are none left.
+        heard = (self._last_heard.get(name, now - self.timeout) for name in names)
+        earliest = min(heard, default=None)
+        return None if earliest is None else max(earliest + self.timeout - now, 0.0)

@@ -5,7 +5,8 @@ from pathlib import Path
 import click
 import pytest
 
-from pfed_cli.demo.layout import Layout, demo_clients, demo_plan, to_toml
+from pfed_cli.demo.layout import Layout, demo_clients, demo_plan
+from pfed_cli.plan_file import to_toml
 from pfedsecure.data import open_images
 from pfedsecure.plan import Plan
 

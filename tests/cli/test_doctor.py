@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import re
+import resource
 import shutil
 import socket
 import sqlite3
@@ -104,7 +105,7 @@ def other_key(folder: Path) -> None:
 def test_a_sound_server_has_nothing_wrong(deployment: Path) -> None:
     findings = of_server()
     assert wrong(findings) == []
-    checks = {"certificate", "revocation", "plan", "disk", "state", "audit", "port"}
+    checks = {"certificate", "revocation", "plan", "disk", "state", "audit", "port", "descriptors"}
     assert {finding.check for finding in findings} == checks
     assert any("there is no revocation list" in said for said in wrong(findings, "warning"))
 
@@ -194,6 +195,22 @@ def test_a_list_that_is_overdue_or_not_taken_by_the_server_is_found(deployment: 
     assert [finding.level for finding in of_revocation()] == ["ok", "ok"]  # it takes it at its start
     with closing(SqlStore.open(Path("state/server"), PLAN)):
         assert "and not yet list" in next(finding.said for finding in of_revocation() if finding.level == "wrong")
+
+
+def test_too_few_descriptors_for_the_connections_that_are_wanted_are_found(
+    deployment: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (fine,) = [finding.said for finding in of_server() if finding.check == "descriptors"]
+    assert fine.startswith("2048 connections fit: a process may have ")
+    monkeypatch.setattr(resource, "getrlimit", lambda kind: {resource.RLIMIT_NOFILE: (256, 1024)}[kind])
+    (said,) = [said for said in wrong(of_server(), "warning") if said.startswith("descriptors")]
+    assert said.startswith(
+        "descriptors: only 896 callers can be connected at once: 2048 connections take 2176 file descriptors, and this "
+        "process may have 1024; raise its hard limit"
+    )
+    assert wrong(of_server("--connections", "896")) == []
+    (said,) = wrong(of_server("--connections", "897"))
+    assert "897 connections take 1025 file descriptors" in said
 
 
 def test_another_plan_than_the_states_is_found(deployment: Path) -> None:

@@ -26,7 +26,7 @@ from pfedsecure.console import Address
 from pfedsecure.errors import MessageRejected, ServerUnreachable, TooManyCalls
 from pfedsecure.pki.certificates import to_pem
 from pfedsecure.plan import Plan
-from pfedsecure.wire.options import SERVER_OPTIONS
+from pfedsecure.wire.options import MOST_CONNECTIONS, SERVER_OPTIONS
 from pfedsecure.wire.status import raise_from
 from pfedsecure.wire.v1 import federation_pb2 as fed
 
@@ -42,10 +42,15 @@ def resident() -> int:
 
 
 @asynccontextmanager
-async def served(plan: Plan, members: Any, limits: Limits = Limits()) -> AsyncIterator[Address]:  # noqa: B008
+async def served(
+    plan: Plan,
+    members: Any,
+    limits: Limits = Limits(),  # noqa: B008
+    connections: int = MOST_CONNECTIONS,
+) -> AsyncIterator[Address]:
     store = SqlStore.in_memory(plan)
     coordinator = Coordinator(plan, store, context_shape=(2, 3))
-    async with serving(coordinator, ANY_PORT, members.server, limits=limits) as address:
+    async with serving(coordinator, ANY_PORT, members.server, limits=limits, connections=connections) as address:
         yield address
     store.close()
 
@@ -234,7 +239,7 @@ def closed(connection: socket.socket) -> bool:
 
 def with_options(monkeypatch: pytest.MonkeyPatch, **values: int) -> None:
     names = {"handshake": "grpc.server_handshake_timeout_ms", "settings": "grpc.http2.settings_timeout"}
-    names |= {"connections": "grpc.max_allowed_incoming_connections", "idle": "grpc.max_connection_idle_ms"}
+    names |= {"idle": "grpc.max_connection_idle_ms"}
     changed = dict(SERVER_OPTIONS) | {names[name]: value for name, value in values.items()}
     assert set(changed) == {name for name, _ in SERVER_OPTIONS}
     monkeypatch.setattr(app, "SERVER_OPTIONS", tuple(changed.items()))
@@ -268,10 +273,12 @@ async def test_connections_that_never_finish_are_closed_and_take_little_memory(
 
 
 async def test_connections_over_the_limit_are_closed_at_once_and_those_that_are_open_go_on(
-    make_plan: MakePlan, members: Any, connect: Any, monkeypatch: pytest.MonkeyPatch
+    make_plan: MakePlan, members: Any, connect: Any
 ) -> None:
-    with_options(monkeypatch, connections=20)
-    async with served(make_plan(), members) as address, connect(address, members.identity("anna")) as anna:
+    async with (
+        served(make_plan(), members, connections=20) as address,
+        connect(address, members.identity("anna")) as anna,
+    ):
         await ask(anna)
         with sockets(address, 60) as opened:
             for connection in opened:

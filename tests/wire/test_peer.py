@@ -112,6 +112,26 @@ def test_contexts_that_prove_nothing_are_refused(authority: Authority, enrolled:
         Peer.from_call(tls_context(b"junk"), authority.certificate)
 
 
+def test_a_certificate_that_was_accepted_before_is_judged_again_at_every_call(
+    authority: Authority, enrolled: Enrol, tmp_path: Path
+) -> None:
+    """What is kept of it answers neither for another time nor for another authority."""
+    alice = enrolled(authority, "alice", days=1)
+    context = tls_context(to_pem(alice.certificate))
+    first, last = alice.certificate.not_valid_before_utc, alice.subject.not_after
+    for moment in (now(), first, last):
+        peer = Peer.from_call(context, authority.certificate, moment)
+        assert (peer.name, peer.fingerprint, peer.serial) == ("alice", alice.subject.fingerprint, alice.subject.serial)
+    second = timedelta(seconds=1)
+    with pytest.raises(IdentityError, match="certificate of client alice expired on"):
+        Peer.from_call(context, authority.certificate, last + second)
+    with pytest.raises(IdentityError, match="is valid only from"):
+        Peer.from_call(context, authority.certificate, first - second)
+    other = Authority.create(tmp_path / "other", "hospitals")
+    with pytest.raises(IdentityError, match="was not issued by authority"):
+        Peer.from_call(context, other.certificate)
+
+
 def test_from_certificate_verifies(authority: Authority, enrolled: Enrol, tmp_path: Path) -> None:
     alice = enrolled(authority, "alice", days=1)
     peer = Peer.from_certificate(alice.certificate, authority.certificate, now())

@@ -5,7 +5,6 @@ plan.toml  certs/  server/  clients/NAME/  logs/NAME.log  summary.json  report.h
 
 from __future__ import annotations
 
-import json
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import Self
 
 import click
 
+from pfed_cli.plan_file import to_toml
 from pfed_server.cli import DEMO_PLAN
 from pfedsecure.data.digits import CONDITIONS
 from pfedsecure.plan import Plan
@@ -106,20 +106,6 @@ def demo_clients(n_clients: int, seed: int) -> list[DemoClient]:
         DemoClient(f"client-{number + 1}", f"demo:{number}/{n_clients}:{seed}", CONDITIONS[number % len(CONDITIONS)])
         for number in range(n_clients)
     ]
-
-
-def to_toml(plan: Plan) -> str:
-    """`plan` as a plan file."""
-    values = plan.model_dump(mode="json", by_alias=True, exclude_none=True)
-    sections = {key: value for key, value in values.items() if isinstance(value, dict)}
-    blocks = [_assignments({key: value for key, value in values.items() if key not in sections})]
-    blocks += [f"[{name}]\n{_assignments(section)}" for name, section in sections.items()]
-    return "\n".join(blocks)
-
-
-def _assignments(values: dict[str, object]) -> str:
-    # JSON's strings, numbers and lists of them are TOML too.
-    return "".join(f"{key} = {json.dumps(value)}\n" for key, value in values.items())
 
 
 def _remove(path: Path) -> None:

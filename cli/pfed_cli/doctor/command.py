@@ -44,9 +44,16 @@ def doctor() -> None:
 @click.option("--plan", "plan_file", type=_FILE, metavar="FILE", help="As given to pfed-server.")
 @click.option("--crl", type=_FILE, metavar="FILE", help="As given to pfed-server.")
 @click.option("--listen", type=parse_address, default="127.0.0.1:8470", show_default=True, metavar="HOST:PORT")
+@click.option("--connections", type=click.IntRange(min=1), metavar="N", help="As given to pfed-server.")
 @_json_option
 def server(
-    state: Path, folder: Path | None, plan_file: Path | None, crl: Path | None, listen: Address, as_json: bool
+    state: Path,
+    folder: Path | None,
+    plan_file: Path | None,
+    crl: Path | None,
+    listen: Address,
+    connections: int | None,
+    as_json: bool,
 ) -> None:
     """Of a server, on its own machine, running or not."""
     from pfed_cli.doctor import server as checks
@@ -63,6 +70,7 @@ def server(
             "state": partial(checks.state, state, plan_file),
             "audit": partial(checks.audit, state),
             "port": lambda: [machine.port(listen, in_use_is_fine=running)],
+            "descriptors": lambda: [machine.descriptors(connections)],
         },
         as_json,
     )

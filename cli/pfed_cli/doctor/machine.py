@@ -16,6 +16,7 @@ from packaging.requirements import Requirement
 
 from pfed_cli.doctor.findings import Finding, Level
 from pfedsecure.console import Address
+from pfedsecure.wire.options import MOST_CONNECTIONS
 
 DISTRIBUTION = "pfedsecure"
 LITTLE_BYTES, TOO_LITTLE_BYTES = 2 * 2**30, 200 * 2**20
@@ -134,3 +135,20 @@ def port(address: Address, *, in_use_is_fine: bool) -> Finding:
             "port", "warning", f"a server runs on this state, but nothing listens at {address}: give its own --listen"
         )
     return Finding("port", "ok", f"{address} is free")
+
+
+def descriptors(connections: int | None) -> Finding:
+    """Whether a server of this machine can have so many connections, or as many as it has unless told otherwise.
+
+    By the limits that the doctor itself runs under, which need not be those of a service.
+    """
+    from pfed_server.descriptors import SPARE, limits, most_connections, too_few  # not where a client alone may run
+
+    wanted = MOST_CONNECTIONS if connections is None else connections
+    room = most_connections()
+    if room >= wanted:
+        return Finding(
+            "descriptors", "ok", f"{wanted} connections fit: a process may have {limits()[1]} files, {SPARE} for others"
+        )
+    level: Level = "warning" if connections is None else "wrong"
+    return Finding("descriptors", level, f"only {room} callers can be connected at once: {too_few(wanted)}")
