@@ -25,7 +25,7 @@ from pfed_server.sql_store import SqlStore
 from pfedsecure.console import Address
 from pfedsecure.errors import IdentityError, NotAMember, TooManyCalls
 from pfedsecure.pki.authority import Authority
-from pfedsecure.pki.certificates import Subject, verify
+from pfedsecure.pki.certificates import Subject, verify_caller
 from pfedsecure.pki.revoking import revoke
 from pfedsecure.plan import Plan
 from pfedsecure.wire import peer as wire_peer
@@ -204,15 +204,15 @@ async def test_without_the_list_the_stolen_certificate_goes_on(
 async def test_who_is_refused_gets_no_more_out_of_the_server_than_a_member(
     make_plan: MakePlan, consortium: Consortium, connect: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It calls as fast as it can, on several connections. Each call that is looked at costs signatures to verify."""
+    """It calls as fast as it can, on several connections. Each call that is looked at costs something."""
     verified: Counter[str] = Counter()
 
     def counted(*arguments: Any) -> Subject:
-        subject = verify(*arguments)
+        subject = verify_caller(*arguments)
         verified[subject.name] += 1
         return subject
 
-    monkeypatch.setattr(wire_peer, "verify", counted)
+    monkeypatch.setattr(wire_peer, "verify_caller", counted)
     plan, mallory = patient_plan(make_plan), consortium.members.identity("mallory")
     async with (
         served(plan, consortium, consortium.revocations(), Limits(calls_a_second=1, burst_seconds=40)) as address,
