@@ -205,7 +205,7 @@ def _same_width(features: Features, width: int | None) -> int:
     """The width of features of one backbone, which is `width` where there were others before."""
     if width not in (None, features.shape[1]):
         raise DamagedSegment
-    return features.shape[1]
+    return int(features.shape[1])
 
 
 def _statuses(paths: Iterable[Path]) -> dict[Path, os.stat_result]:
