@@ -24,7 +24,7 @@ from .crowd.timing import FINISHED, STEPS, between, call_rows, percentile, place
 CLIENTS, QUICK_CLIENTS = 1000, 12
 SMALL_CLIENTS = 200
 ROUNDS = 3
-"""The server is killed in the last one."""
+"""The server is killed in the last one, whatever their number."""
 SMALL_ROUNDS = 2
 SMALL_CALLS = ("get_plan", "heartbeat")
 PROBE_SECONDS = 2.0
@@ -34,13 +34,14 @@ _MEMORY_FOLDER = Path("/dev/shm")  # noqa: S108 - what is put there is made by t
 
 @benchmark
 @click.option("--clients", type=click.IntRange(5), help=f"How many.  [default: {CLIENTS}]")
+@click.option("--rounds", type=click.IntRange(2), default=ROUNDS, show_default=True, help="Of these clients.")
 @click.option("--processes", type=click.IntRange(1), help="That hold them.  [default: one for 250]")
-def command(*, quick: bool, clients: int | None, processes: int | None) -> Outcome:
+def command(*, quick: bool, clients: int | None, rounds: int, processes: int | None) -> Outcome:
     """Joins a second, rounds a minute, how long calls take, the server's memory, and a server killed in a round."""
     count = clients or (QUICK_CLIENTS if quick else CLIENTS)
     small = min(count, SMALL_CLIENTS)
     load = os.getloadavg()[0]
-    everybody = Phase("all", count, ROUNDS, processes or _processes(count), heartbeat_seconds=30.0, kill_in=ROUNDS)
+    everybody = Phase("all", count, rounds, processes or _processes(count), heartbeat_seconds=30.0, kill_in=rounds)
     probed = Phase("small calls", small, SMALL_ROUNDS, processes or _processes(small), 5.0, PROBE_SECONDS)
     memory = _MEMORY_FOLDER if os.access(_MEMORY_FOLDER, os.W_OK) else None
     with (
@@ -48,14 +49,17 @@ def command(*, quick: bool, clients: int | None, processes: int | None) -> Outco
         tempfile.TemporaryDirectory(prefix="pfed-load-", dir=memory) as in_memory,
     ):
         consortium = Consortium(Path(in_memory), count)
-        runs = [gather(consortium, phase, Path(on_disk), Path(in_memory)) for phase in (probed, everybody)]
+        runs = []
+        for phase in (probed, everybody):
+            runs.append(gather(consortium, phase, Path(on_disk), Path(in_memory)))
+            click.echo(f"{phase.name}: {len(errors_of(runs[-1]))} errors, {runs[-1].server_mib:.0f} MiB", err=True)
     return Outcome(
         params={
             "quick": quick,
             "clients": count,
             "small_clients": small,
             "processes": everybody.processes,
-            "rounds": ROUNDS,
+            "rounds": rounds,
             "graph": _graph(runs[1]),
             "plan": runs[1].plan.model_dump(mode="json", by_alias=True, include={"prompt", "mixture", "matching"}),
             "text_width": runs[1].plan.backbone.text_width,

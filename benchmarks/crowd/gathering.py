@@ -234,7 +234,7 @@ def _shares(names: Sequence[str], processes: int) -> Iterator[list[str]]:
 
 def calls_of(run: Run) -> Mapping[str, list[tuple[float, float]]]:
     """The calls of all clients, and the operator's under `get_status`."""
-    calls = defaultdict(list)
+    calls: dict[str, list[tuple[float, float]]] = defaultdict(list)
     for result in run.results:
         for method, found in result.calls.items():
             calls[method] += found
