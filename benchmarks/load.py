@@ -24,7 +24,7 @@ from .crowd.timing import FINISHED, STEPS, between, call_rows, percentile, place
 CLIENTS, QUICK_CLIENTS = 1000, 12
 SMALL_CLIENTS = 200
 ROUNDS = 3
-"""The server is killed in the last one."""
+"""The server is killed in the last one, unless it is the only one."""
 SMALL_ROUNDS = 2
 SMALL_CALLS = ("get_plan", "heartbeat")
 PROBE_SECONDS = 2.0
@@ -34,28 +34,34 @@ _MEMORY_FOLDER = Path("/dev/shm")  # noqa: S108 - what is put there is made by t
 
 @benchmark
 @click.option("--clients", type=click.IntRange(5), help=f"How many.  [default: {CLIENTS}]")
+@click.option("--rounds", type=click.IntRange(1), default=ROUNDS, show_default=True, help="Of these clients.")
 @click.option("--processes", type=click.IntRange(1), help="That hold them.  [default: one for 250]")
-def command(*, quick: bool, clients: int | None, processes: int | None) -> Outcome:
+def command(*, quick: bool, clients: int | None, rounds: int, processes: int | None) -> Outcome:
     """Joins a second, rounds a minute, how long calls take, the server's memory, and a server killed in a round."""
     count = clients or (QUICK_CLIENTS if quick else CLIENTS)
     small = min(count, SMALL_CLIENTS)
     load = os.getloadavg()[0]
-    everybody = Phase("all", count, ROUNDS, processes or _processes(count), heartbeat_seconds=30.0, kill_in=ROUNDS)
-    probed = Phase("small calls", small, SMALL_ROUNDS, processes or _processes(small), 5.0, PROBE_SECONDS)
+    # A single round of everybody is left alone: then it is the other server that is killed, at the end.
+    kills = (None, rounds) if rounds > 1 else (SMALL_ROUNDS, None)
+    probed = Phase("small calls", small, SMALL_ROUNDS, processes or _processes(small), 5.0, PROBE_SECONDS, kills[0])
+    everybody = Phase("all", count, rounds, processes or _processes(count), heartbeat_seconds=30.0, kill_in=kills[1])
     memory = _MEMORY_FOLDER if os.access(_MEMORY_FOLDER, os.W_OK) else None
     with (
         tempfile.TemporaryDirectory(prefix="pfed-load-") as on_disk,
         tempfile.TemporaryDirectory(prefix="pfed-load-", dir=memory) as in_memory,
     ):
         consortium = Consortium(Path(in_memory), count)
-        runs = [gather(consortium, phase, Path(on_disk), Path(in_memory)) for phase in (probed, everybody)]
+        runs = []
+        for phase in (probed, everybody):
+            runs.append(gather(consortium, phase, Path(on_disk), Path(in_memory)))
+            click.echo(f"{phase.name}: {len(errors_of(runs[-1]))} errors, {runs[-1].server_mib:.0f} MiB", err=True)
     return Outcome(
         params={
             "quick": quick,
             "clients": count,
             "small_clients": small,
             "processes": everybody.processes,
-            "rounds": ROUNDS,
+            "rounds": rounds,
             "graph": _graph(runs[1]),
             "plan": runs[1].plan.model_dump(mode="json", by_alias=True, include={"prompt", "mixture", "matching"}),
             "text_width": runs[1].plan.backbone.text_width,
@@ -162,7 +168,9 @@ def bars(probed: Run, everybody: Run) -> dict[str, Bar]:
         "round_errors": float(len(errors_of(everybody)) + len(errors_of(probed))),
         "server_mib": max(everybody.server_mib, probed.server_mib),
         "small_rpc_p99_ms_200": percentile(small_calls(probed), 99),
-        "recovery_seconds": everybody.recovery_seconds if everybody.recovery_seconds is not None else float("nan"),
+        "recovery_seconds": next(
+            run.recovery_seconds for run in (everybody, probed) if run.recovery_seconds is not None
+        ),
     }
     undisturbed = [record.seconds for record in everybody.rounds if record.number != everybody.phase.kill_in]
     return {
@@ -174,9 +182,9 @@ def bars(probed: Run, everybody: Run) -> dict[str, Bar]:
 
 
 def small_calls(run: Run) -> list[float]:
-    """Milliseconds of the small calls that clients made while rounds were open."""
+    """Milliseconds of the small calls that clients made while rounds were open, until the server was killed."""
     places = places_of(run)
-    begin, end = places.get(place(1, 1), run.began), places.get(FINISHED, run.ended)
+    begin, end = places.get(place(1, 1), run.began), min(places.get(FINISHED, run.ended), quiet_until(run))
     found = between(calls_of(run), begin, end)
     return [took for method in SMALL_CALLS for took in found.get(method, ())]
 

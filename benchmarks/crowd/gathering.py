@@ -40,6 +40,7 @@ from .trainer import SeededTrainer, expected_prompts
 from .worker import Result, Setting, Slow
 
 LOOK_SECONDS = 0.25
+"""Longer with many clients: whoever looks must not be what the server is busy with."""
 PATIENCE_SECONDS = 3600.0
 SLOW_SECONDS = 4.0
 FLOAT32 = 1e-6
@@ -192,7 +193,7 @@ def _watch(run: Run, server: ServerProcess, children: Children, operator: Identi
                 and 3 * sent >= run.phase.clients
             ):
                 _kill(run, server, operator)
-        time.sleep(LOOK_SECONDS)
+        time.sleep(LOOK_SECONDS * max(1.0, run.phase.clients / 50))
 
 
 def _kill(run: Run, server: ServerProcess, operator: Identity) -> None:
@@ -234,7 +235,7 @@ def _shares(names: Sequence[str], processes: int) -> Iterator[list[str]]:
 
 def calls_of(run: Run) -> Mapping[str, list[tuple[float, float]]]:
     """The calls of all clients, and the operator's under `get_status`."""
-    calls = defaultdict(list)
+    calls: dict[str, list[tuple[float, float]]] = defaultdict(list)
     for result in run.results:
         for method, found in result.calls.items():
             calls[method] += found

@@ -33,7 +33,7 @@ from .trainer import SeededTrainer
 JOINING_AT_ONCE = 8
 """Of one process."""
 RETRY_SECONDS = 300.0
-LESS_URGENT = 5
+LESS_URGENT = 2
 """By so much the clients give way to the server: real ones have machines of their own."""
 SWITCH_SECONDS = 0.001
 """A thread that computes gives way to the one that sends and receives, whose calls are timed."""

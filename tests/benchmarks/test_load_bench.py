@@ -76,6 +76,13 @@ def test_bars_have_their_limits_at_full_size_alone() -> None:
     assert small["round_errors"].limit == 0
 
 
+def test_with_a_single_round_it_is_the_other_server_that_is_killed() -> None:
+    found = bars(run_of(200, kill_in=3), run_of(1000))
+    assert found["recovery_seconds"].value == 2.5
+    assert found["small_rpc_p99_ms_200"].value == pytest.approx(237.7)  # nothing from the kill on
+    assert found["rounds_a_minute"].value == pytest.approx(6.0)
+
+
 def test_small_calls_are_those_of_open_rounds() -> None:
     assert small_calls(run_of(200)) == pytest.approx([10.0 * number for number in range(1, 31)])  # not the first plan
 
