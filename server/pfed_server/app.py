@@ -23,6 +23,7 @@ from pfed_server.guards import Guard, GuardInterceptor
 from pfed_server.interceptor import CallInterceptor
 from pfed_server.metrics import Metrics
 from pfed_server.observing import CallObserver, Calls
+from pfed_server.replicas import up_to_date
 from pfed_server.revocation import RevocationGuard, Revocations
 from pfed_server.service import add_services, by_certificate, by_claim
 from pfed_server.traces import Traces
@@ -109,6 +110,7 @@ async def serving(
     if identity is not None:
         guards.append(ExpiryGuard(CurrentIdentity(identity)))
     federation = coordinator.federation
+    guards.append(up_to_date(federation.up_to_date))
     interceptors = (
         CallObserver(federation.tell, calls),  # first: it sees what the others refuse
         CallInterceptor(identify),

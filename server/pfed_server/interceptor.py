@@ -14,15 +14,20 @@ from typing import Any, TypeAlias
 import grpc
 import grpc.aio
 from google.protobuf.message import DecodeError
-from sqlalchemy.exc import OperationalError
+from sqlalchemy.exc import InterfaceError, InternalError, OperationalError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from pfed_server.refusal_log import RefusalLog
 from pfed_server.service import Identify
+from pfed_server.store import StateOvertaken
 from pfedsecure.errors import MessageRejected, PfedError, ServerUnreachable, TooManyCalls
 from pfedsecure.wire.peer import ServicerContext
 from pfedsecure.wire.status import abort, abort_code
 
 Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
+
+_STORAGE_FAULTS = (OperationalError, InterfaceError, InternalError, PoolTimeout, StateOvertaken, OSError)
+"""A full disk, a locked database or one that is away, and a change that another server was faster with."""
 
 _logger = logging.getLogger(__name__)
 
@@ -94,7 +99,7 @@ def _wrapped(handler: Any, method: str, identify: Identify, refusals: RefusalLog
 async def _reported(method: str, context: ServicerContext, refusals: RefusalLog) -> AsyncIterator[None]:
     """Turn what is raised inside into a gRPC status: a caller's mistake in words, anything else without details.
 
-    A fault of the storage may pass, a full disk or a locked database: clients are told to try again.
+    A fault of the storage may pass: clients are told to try again.
     """
     try:
         yield
@@ -104,7 +109,7 @@ async def _reported(method: str, context: ServicerContext, refusals: RefusalLog)
                 refusals.tell(method, context.peer(), error)
             await abort(context, error)
         await _abort_internal(method, context)
-    except (OperationalError, OSError):
+    except _STORAGE_FAULTS:
         _logger.exception("%s failed for now", method)
         await abort(context, ServerUnreachable("the server cannot use its storage at the moment; its log says why"))
     except NotImplementedError:  # a method that its service has only on paper, such as List of gRPC's health
