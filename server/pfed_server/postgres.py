@@ -68,10 +68,11 @@ class Location:
     def connect(self) -> psycopg.Connection[Any]:
         """A new session. Raises psycopg.Error."""
         import psycopg
+        from psycopg.conninfo import make_conninfo
 
         settings = " ".join(f"-c {name}={value}" for name, value in _SESSION.items())
         own = {"options": f"{settings} {self.parameters.get('options', '')}".strip()}
-        return psycopg.connect(**{**_CONNECTION, **self.parameters, **own})
+        return psycopg.connect(make_conninfo(**{**_CONNECTION, **self.parameters, **own}))
 
 
 def parse_location(text: str) -> Location:

@@ -46,7 +46,10 @@ from pfedsecure.plan import Plan
 
 
 class SqlStore:
-    """The `Store` of one federation; made by `open` or `in_memory`. Methods may be called from any thread."""
+    """The `Store` of one federation; made by `open` or `in_memory`.
+
+    Methods may be called from any thread; those that change or read the State one at a time.
+    """
 
     shared: SharedStore | None = None
 

@@ -71,7 +71,10 @@ def test_contributions_are_wiped_from_the_file_when_their_round_closes(make_plan
 def test_threads_take_turns_at_a_state_in_memory(make_plan: MakePlan) -> None:
     with closing(SqlStore.in_memory(make_plan())) as store, ThreadPoolExecutor(4) as threads:
         before = store.load().version
-        list(threads.map(lambda _: (store.touch(), store.load(), store.history()), range(40)))
+        looking = [threads.submit(lambda: (store.history(), store.pool(), store.setups())) for _ in range(40)]
+        for _ in range(40):
+            store.touch()
+        assert [look.result()[1:] for look in looking] == [([], {})] * 40
         assert store.load().version == before + 40
 
 

@@ -21,5 +21,5 @@ def upgrade() -> None:
     op.create_table(
         "presence",
         sa.Column("member", sa.String, sa.ForeignKey("members.name"), primary_key=True),
-        sa.Column("heard_at", sa.Float, nullable=False),
+        sa.Column("heard_at", sa.Double, nullable=False),
     )
