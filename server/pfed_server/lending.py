@@ -226,7 +226,8 @@ class Lending:
         self._index = None
 
     def _changed(self, before: State, after: State) -> None:
-        if before.matching_epochs != after.matching_epochs:
+        # Set up by another server. Who waits for what is set up here is woken once the index is made anew with it.
+        if after.matching_epochs - before.matching_epochs - self._installed.keys():
             self._wake_those_who_wait()
 
     def _wake_those_who_wait(self) -> None:
@@ -261,8 +262,12 @@ class Lending:
             drop = min(state.matching_epochs, key=lambda known: (in_use[known], known))
             self._installed.pop(drop, None)
             await self._in_thread(partial(self._matching.forget, drop))
-        await self._federation.change(partial(self._federation.store.save_setup, epoch, name, setup, drop))
-        self._installed[epoch] = self._stored()[epoch]
+        self._installed[epoch] = frozenset(name for number, name in state.distrusted_setups if number == epoch)
+        try:
+            await self._federation.change(partial(self._federation.store.save_setup, epoch, name, setup, drop))
+        except BaseException:
+            del self._installed[epoch]
+            raise
         return True
 
     async def _in_thread(self, work: Callable[[], T]) -> T:
