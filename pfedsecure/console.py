@@ -61,6 +61,11 @@ class Address(NamedTuple):
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
 
 
+def parse_addresses(text: str) -> tuple[Address, ...]:
+    """HOST:PORT, or several with commas between them. Raises click.BadParameter as `parse_address`."""
+    return tuple(parse_address(part.strip()) for part in text.split(","))
+
+
 def parse_address(text: str) -> Address:
     """HOST:PORT or [IPV6]:PORT, for `click.option(type=parse_address, metavar="HOST:PORT")`; port 0 means any free one.
 

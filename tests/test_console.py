@@ -6,7 +6,7 @@ import click
 import pytest
 from click.testing import CliRunner
 
-from pfedsecure.console import Address, exit_cleanly, one_line, parse_address
+from pfedsecure.console import Address, exit_cleanly, one_line, parse_address, parse_addresses
 from pfedsecure.errors import PfedError
 
 SUBCLASSES = PfedError.__subclasses__()
@@ -89,3 +89,11 @@ def test_other_addresses_are_refused(text: str) -> None:
 def test_ipv6_needs_its_brackets(text: str) -> None:
     with pytest.raises(click.BadParameter, match="write an IPv6 address in brackets"):
         parse_address(text)
+
+
+def test_several_addresses_stand_between_commas() -> None:
+    assert parse_addresses("one:1") == (Address("one", 1),)
+    assert parse_addresses("one:1, [::1]:2,three:3") == (Address("one", 1), Address("::1", 2), Address("three", 3))
+    for text in ("one:1,", "one:1,two", ",one:1"):
+        with pytest.raises(click.BadParameter, match="is not HOST:PORT"):
+            parse_addresses(text)

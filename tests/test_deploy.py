@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -127,6 +128,20 @@ def test_a_unit_gives_options_that_there_are_and_restarts_what_may_mend(name: st
     final = set(map(int, re.findall(r"^RestartPreventExitStatus=(.*)$", text, re.MULTILINE)[0].split()))
     mends = {cls.exit_code for cls in MENDS_BY_ITSELF}
     assert final == {2} | {cls.exit_code for cls in errors.PfedError.__subclasses__()} - mends
+
+
+def test_the_drop_in_for_postgresql_changes_where_the_federation_is_and_nothing_else() -> None:
+    pytest.importorskip("psycopg")
+    command = {}
+    for file in ("pfed-server.service", "pfed-server-postgresql.conf"):
+        text = (DEPLOY / file).read_text()
+        words = shlex.split(re.findall(r"^ExecStart=/opt/pfed/bin/pfed-server (.*)$", text, re.MULTILINE)[0])
+        command[file] = server.make_context("pfed-server", words).params
+    database = command["pfed-server-postgresql.conf"].pop("database")
+    assert command["pfed-server.service"].pop("database") is None
+    assert command["pfed-server.service"] == command["pfed-server-postgresql.conf"]
+    assert database.parameters["sslmode"] == "verify-full"
+    assert database.parameters["sslrootcert"].startswith("/etc/pfed/")
 
 
 @pytest.mark.parametrize("name", UNITS)

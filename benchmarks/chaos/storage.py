@@ -23,6 +23,7 @@ _TRANSACTIONS = {
     "replace_expert",
     "save_setup",
     "distrust_setup",
+    "record_query",
     "record_report",
     "close_round",
 }
@@ -35,6 +36,8 @@ class Killed(Exception):
 
 class FaultyStore:
     """A `Store` of which transactions fail as planned. `on_kill` is called when the process dies in one of them."""
+
+    shared = None
 
     def __init__(self, store: SqlStore, on_kill: Callable[[], None]) -> None:
         self._store = store

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pfed_server.sql_store import _state as read_state
+from pfed_server.reading import read_state
 from pfed_server.store import State
 from pfedsecure.errors import MessageRejected
 from pfedsecure.experts.factory import client_experts

@@ -14,11 +14,18 @@ from click.core import ParameterSource
 
 import pfedsecure
 from pfed_client.ledger.place import VARIABLE
-from pfedsecure.console import Address, exit_cleanly, parse_address
+from pfedsecure.console import Address, exit_cleanly, parse_addresses
 from pfedsecure.logs import LogFormat, configure, json_formatter
 
 _FOLDER = click.Path(file_okay=False, path_type=Path)
 _FILE = click.Path(dir_okay=False, path_type=Path)
+_server_option = click.option(
+    "--server",
+    type=parse_addresses,
+    default="127.0.0.1:8470",
+    metavar="HOST:PORT[,...]",
+    help="The server, or several of one federation: where one does not answer the next is asked.",
+)
 
 
 def _checked_epsilon(_ctx: click.Context, _parameter: click.Parameter, epsilon: float | None) -> float | None:
@@ -32,7 +39,7 @@ def _checked_epsilon(_ctx: click.Context, _parameter: click.Parameter, epsilon: 
     invoke_without_command=True,
     context_settings={"show_default": True, "max_content_width": 100},
 )
-@click.option("--server", type=parse_address, default="127.0.0.1:8470", metavar="HOST:PORT", help="The server.")
+@_server_option
 @click.option("--name", metavar="NAME", help="Who this is: the name in the certificate.  [default: client-1, -2, ...]")
 @click.option(
     "--data",
@@ -107,7 +114,7 @@ def _checked_epsilon(_ctx: click.Context, _parameter: click.Parameter, epsilon: 
 @exit_cleanly("pfed-client")
 def main(
     ctx: click.Context,
-    server: Address,
+    server: tuple[Address, ...],
     name: str | None,
     data: str | None,
     model: str | None,
@@ -251,14 +258,19 @@ def budget(state: Path | None, ledger: Path | None, as_json: bool) -> None:
 
 @main.command()
 @_state_option
-@click.option("--server", type=parse_address, default="127.0.0.1:8470", metavar="HOST:PORT", help="The server.")
+@_server_option
 @click.option("--identity", type=_FOLDER, metavar="DIR", help="Key and certificate.  [default: in the state directory]")
 @click.option("--insecure", is_flag=True, help="Plain text, to a server on this machine only.")
 @click.option("--retry-seconds", type=click.FloatRange(0), default=30.0, help="How long to try.")
 @click.option("--yes", is_flag=True, help="Do not ask.")
 @exit_cleanly("pfed-client")
 def leave(
-    state: Path | None, server: Address, identity: Path | None, insecure: bool, retry_seconds: float, yes: bool
+    state: Path | None,
+    server: tuple[Address, ...],
+    identity: Path | None,
+    insecure: bool,
+    retry_seconds: float,
+    yes: bool,
 ) -> None:
     """Leave the federation for good: its server stops waiting for this client, and lends its expert no longer.
 

@@ -56,6 +56,9 @@ _RECONNECT_OPTIONS = (
 class GrpcApi(FederationApi):
     """`FederationApi` of the server at `address`. To be made inside a running event loop, and closed.
 
+    `others`: further servers of the same federation. When one cannot be called or cannot answer for the moment, the
+    next try is at the next of them, which is stayed with.
+
     With `identity` over mutual TLS; without one in plain text under `claimed_name`, which raises InsecureTransport
     unless the address is a loopback address. A server that cannot be reached is tried for `retry_seconds`, in pauses
     that grow, with jitter; then ServerUnreachable says what is wrong. A certificate or transport that one side refuses
@@ -68,35 +71,51 @@ class GrpcApi(FederationApi):
         address: Address,
         identity: Identity | None,
         *,
+        others: Sequence[Address] = (),
         claimed_name: str = "",
         retry_seconds: float,
         on_retry: Callable[[PfedError, float], None] | None = None,
     ) -> None:
-        self._address = address
+        self._addresses = (address, *others)
+        self._at = 0
         self._identity = identity
         self._retry_seconds = retry_seconds
         self._on_retry = on_retry
         self._metadata: tuple[tuple[str, str], ...] = ()
         if identity is None:
-            require_loopback(address.host)
+            for each in self._addresses:
+                require_loopback(each.host)
             self._metadata = ((CLAIMED_NAME_KEY, claimed_name),)
         self._connect()
 
     def _connect(self) -> None:
-        where, options = str(self._address), (*CHANNEL_OPTIONS, *_RECONNECT_OPTIONS)
-        if self._identity is None:
-            self._channel = grpc.aio.insecure_channel(where, options)
-        else:
-            self._channel = grpc.aio.secure_channel(where, channel_credentials(self._identity), options)
-        self._federation = FederationStub(self._channel)  # type: ignore[no-untyped-call]
-        self._round = RoundStub(self._channel)  # type: ignore[no-untyped-call]
+        options = (*CHANNEL_OPTIONS, *_RECONNECT_OPTIONS)
+        self._channels = [
+            grpc.aio.insecure_channel(str(address), options)
+            if self._identity is None
+            else grpc.aio.secure_channel(str(address), channel_credentials(self._identity), options)
+            for address in self._addresses
+        ]  # a channel connects when it is first used
+        self._stubs = [
+            (FederationStub(channel), RoundStub(channel))  # type: ignore[no-untyped-call]
+            for channel in self._channels
+        ]
+
+    @property
+    def _federation(self) -> FederationStub:
+        return self._stubs[self._at][0]
+
+    @property
+    def _round(self) -> RoundStub:
+        return self._stubs[self._at][1]
 
     async def use(self, identity: Identity) -> None:
         """Make all further calls with `identity`, on a new connection; calls under way end. For clients over TLS."""
         assert self._identity is not None
-        old, self._identity = self._channel, identity
+        old, self._identity = self._channels, identity
         self._connect()
-        await old.close(grace=None)
+        for channel in old:
+            await channel.close(grace=None)
 
     async def __aenter__(self) -> Self:
         return self
@@ -108,25 +127,26 @@ class GrpcApi(FederationApi):
 
     async def close(self) -> None:
         """End the connection and calls under way."""
-        await self._channel.close(grace=None)
+        for channel in self._channels:
+            await channel.close(grace=None)
 
     async def get_plan(self) -> fed.GetPlanReply:
-        return await self._unary(self._federation.GetPlan, fed.GetPlanRequest())
+        return await self._unary(lambda: self._federation.GetPlan, fed.GetPlanRequest())
 
     async def join(self, request: fed.JoinRequest) -> fed.JoinReply:
-        return await self._unary(self._federation.Join, request)
+        return await self._unary(lambda: self._federation.Join, request)
 
     async def await_view(self, request: fed.AwaitRequest) -> fed.FederationView:
-        return await self._unary(self._federation.Await, request, may_wait=request.wait_seconds)
+        return await self._unary(lambda: self._federation.Await, request, may_wait=request.wait_seconds)
 
     async def heartbeat(self, request: fed.HeartbeatRequest) -> fed.HeartbeatReply:
-        return await self._unary(self._federation.Heartbeat, request)
+        return await self._unary(lambda: self._federation.Heartbeat, request)
 
     async def countersign(self, request: fed.CountersignRequest) -> fed.CountersignReply:
-        return await self._unary(self._federation.Countersign, request)
+        return await self._unary(lambda: self._federation.Countersign, request)
 
     async def leave(self, request: fed.LeaveRequest) -> fed.LeaveReply:
-        return await self._unary(self._federation.Leave, request)
+        return await self._unary(lambda: self._federation.Leave, request)
 
     async def get_global_prompt(self, round_number: int) -> bytes:
         request = rnd.GetGlobalPromptRequest(round=round_number)
@@ -141,7 +161,7 @@ class GrpcApi(FederationApi):
         return await self._persistently(fetch)
 
     async def set_up_matching(self, epoch: int, setup: bytes) -> rnd.Receipt:
-        return await self._upload(self._round.SetUpMatching, Payload(0, setup, epoch=epoch))
+        return await self._upload(lambda: self._round.SetUpMatching, Payload(0, setup, epoch=epoch))
 
     async def match(self, request: rnd.MatchRequest) -> bytes:
         async def fetch() -> bytes:
@@ -167,13 +187,13 @@ class GrpcApi(FederationApi):
         return await self._persistently(fetch)
 
     async def report_expert(self, request: rnd.ReportExpertRequest) -> rnd.ReportExpertReply:
-        return await self._unary(self._round.ReportExpert, request)
+        return await self._unary(lambda: self._round.ReportExpert, request)
 
     async def report_matching(self, request: rnd.ReportMatchingRequest) -> rnd.ReportMatchingReply:
-        return await self._unary(self._round.ReportMatching, request)
+        return await self._unary(lambda: self._round.ReportMatching, request)
 
     async def publish_expert(self, round_number: int, publication: bytes) -> rnd.Receipt:
-        return await self._upload(self._round.PublishExpert, Payload(round_number, publication))
+        return await self._upload(lambda: self._round.PublishExpert, Payload(round_number, publication))
 
     async def get_step_request(self, round_number: int, step: int) -> bytes:
         request = rnd.StepRequest(round=round_number, step=step)
@@ -188,17 +208,21 @@ class GrpcApi(FederationApi):
         return await self._persistently(fetch)
 
     async def submit_step(self, round_number: int, step: int, message: bytes) -> rnd.Receipt:
-        return await self._upload(self._round.SubmitStep, Payload(round_number, message, step=step))
+        return await self._upload(lambda: self._round.SubmitStep, Payload(round_number, message, step=step))
 
-    async def _unary(self, method: Callable[..., Awaitable[T]], request: object, *, may_wait: float = 0) -> T:
+    async def _unary(
+        self, method: Callable[[], Callable[..., Awaitable[T]]], request: object, *, may_wait: float = 0
+    ) -> T:
         async def call() -> T:
-            return await method(request, timeout=CALL_SECONDS + may_wait, metadata=self._metadata)
+            return await method()(request, timeout=CALL_SECONDS + may_wait, metadata=self._metadata)
 
         return await self._persistently(call)
 
-    async def _upload(self, method: Callable[..., Awaitable[rnd.Receipt]], payload: Payload) -> rnd.Receipt:
+    async def _upload(
+        self, method: Callable[[], Callable[..., Awaitable[rnd.Receipt]]], payload: Payload
+    ) -> rnd.Receipt:
         async def call() -> rnd.Receipt:
-            send = partial(method, timeout=TRANSFER_SECONDS, metadata=self._metadata)
+            send = partial(method(), timeout=TRANSFER_SECONDS, metadata=self._metadata)
             return await upload(send, payload)
 
         return await self._persistently(call)
@@ -237,6 +261,7 @@ class GrpcApi(FederationApi):
             raise error.reason from None
 
     async def _once(self, call: Callable[[], Awaitable[T]]) -> T:
+        at = self._at
         try:
             return await call()
         except grpc.aio.AioRpcError as error:
@@ -246,9 +271,16 @@ class GrpcApi(FederationApi):
                 raise _NoAnswer(told_to_wait) from None
             except ServerUnreachable as unreachable:
                 if error_raised_by_server(error) is not None:  # the connection is sound, there is nothing to explain
+                    self._turn_from(at)
                     raise _NoAnswer(unreachable) from None
-                reason = await asyncio.to_thread(explain_connection_failure, *self._address, self._identity)
+                reason = await asyncio.to_thread(explain_connection_failure, *self._addresses[at], self._identity)
+                self._turn_from(at)
                 raise _NoAnswer(reason) from None
+
+    def _turn_from(self, at: int) -> None:
+        """Use the next server, unless another call has turned from this one already."""
+        if self._at == at:
+            self._at = (at + 1) % len(self._addresses)
 
     def _tell(self, state: RetryCallState) -> None:
         assert state.outcome is not None  # before a pause there was an attempt

@@ -52,7 +52,8 @@ DEMO_SHARES = 5
 class JoinOptions:
     """The command line. None: not given; what an earlier session on the state directory was given, else the default."""
 
-    server: Address
+    server: tuple[Address, ...]
+    """One server of the federation, or several."""
     name: str | None
     data: str | None
     model: str | None
@@ -87,7 +88,8 @@ def take_part(options: JoinOptions, watch: Watcher, warn: Callable[[str], None])
     expected = None if options.plan is None else Plan.from_toml(options.plan)
     identity = None if options.identity is None else Identity.load(options.identity, role="client")
     if options.insecure:
-        require_loopback(options.server.host)
+        for address in options.server:
+            require_loopback(address.host)
     with _open_state(options, identity) as state:
         if not options.insecure and identity is None:
             identity = _own_identity(state)
@@ -110,8 +112,9 @@ async def _join(
     fingerprint = images.fingerprint(digests)
     state.check_data(settings, fingerprint)
     async with GrpcApi(
-        options.server,
+        options.server[0],
         identity,
+        others=options.server[1:],
         claimed_name=state.record.name,
         retry_seconds=options.retry_seconds,
         on_retry=watch.retrying,

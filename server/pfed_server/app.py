@@ -24,6 +24,7 @@ from pfed_server.interceptor import CallInterceptor
 from pfed_server.metrics import Metrics
 from pfed_server.observing import CallObserver, Calls
 from pfed_server.refusals import Refusals
+from pfed_server.replicas import up_to_date
 from pfed_server.revocation import RevocationGuard, Revocations
 from pfed_server.service import add_services, by_certificate, by_claim
 from pfed_server.traces import Traces
@@ -114,6 +115,7 @@ async def serving(
     if identity is not None:
         guards.append(ExpiryGuard(CurrentIdentity(identity)))
     federation = coordinator.federation
+    guards.append(up_to_date(federation.up_to_date))
     interceptors = (
         CallObserver(calls),  # first: it sees what the others refuse
         CallInterceptor(identify, Refusals(federation.tell, calls), arrivals),

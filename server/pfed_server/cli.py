@@ -18,7 +18,9 @@ from pfed_server.countersigning import Sign
 from pfed_server.descriptors import make_room, too_few
 from pfed_server.events import everybody
 from pfed_server.metrics import Metrics
+from pfed_server.postgres import Location, parse_location
 from pfed_server.revocation import KEPT_FILE, Revocations
+from pfed_server.shared_store import PostgresStore
 from pfed_server.sql_store import SqlStore
 from pfed_server.traces import exported
 from pfedsecure.aggregation.factory import server_aggregation
@@ -66,7 +68,14 @@ _logger = logging.getLogger("pfed_server")
     type=click.Path(path_type=Path),
     default=Path("state/server"),
     metavar="DIR",
-    help="What the server remembers; a server started again on it goes on where it was.",
+    help="What the server remembers; a server started again on it goes on where it was. Of one server alone.",
+)
+@click.option(
+    "--database",
+    type=parse_location,
+    metavar="URL",
+    help="A PostgreSQL database in the place of a file in --state, which servers of one federation can share, such as "
+    "postgresql://pfed@db.example.org/pfed?sslmode=verify-full; its password is in the file that PGPASSFILE names.",
 )
 @click.option(
     "--identity",
@@ -144,6 +153,7 @@ def main(
     plan_file: Path | None,
     matching: str | None,
     state: Path,
+    database: Location | None,
     identity_folder: Path | None,
     crl: Path | None,
     calls_a_second: float,
@@ -190,7 +200,7 @@ def main(
         )
     with (
         nullcontext() if traces is None else exported(traces) as tracing,
-        closing(SqlStore.open(state, plan)) as store,
+        closing(_store(state, database, plan)) as store,
         closing(AuditLog.open(state)) as audit,
     ):
         folder = None if identity is None else identity.folder
@@ -205,7 +215,7 @@ def main(
             tell=everybody(audit.tell, *(each.tell for each in (metrics, tracing) if each is not None)),
         )
         revocations = None if authority is None else Revocations(authority, crl, state / KEPT_FILE)
-        _introduce(plan, plan_file, state, insecure)
+        _introduce(plan, plan_file, f"{state}" if database is None else f"{state} and {database}", insecure)
         asyncio.run(
             run(
                 coordinator,
@@ -236,6 +246,10 @@ def _connections(asked: int | None) -> int:
     return carried
 
 
+def _store(state: Path, database: Location | None, plan: Plan) -> SqlStore:
+    return SqlStore.open(state, plan) if database is None else PostgresStore.connect(database, state, plan)
+
+
 def _identity(folder: Path | None) -> Identity:
     if folder is not None:
         return Identity.load(folder, role="server")
@@ -247,7 +261,7 @@ def _signing_with(current: CurrentIdentity) -> Sign:
     return lambda head: countersign(current(), head)
 
 
-def _introduce(plan: Plan, plan_file: Path | None, state: Path, insecure: bool) -> None:
+def _introduce(plan: Plan, plan_file: Path | None, state: str, insecure: bool) -> None:
     origin = "the embedded demo plan" if plan_file is None else str(plan_file)
     _logger.info("federation %s (%s, digest %s), state in %s", plan.name, origin, plan.digest()[:12], state)
     if insecure:

@@ -294,6 +294,7 @@ class Coordinator:
 
     async def _join(self, peer: Peer, instance_id: str, pseudonym: str) -> None:
         federation = self._federation
+        await federation.share_presence()
         known = federation.state.members.get(peer.name)
         if known is not None:
             check_may_have_name(known, peer)
@@ -314,6 +315,7 @@ class Coordinator:
         if member != known:
             await federation.change(partial(self._store.save_member, member))
             await federation.tell(events.joined(member.name, member.fingerprint))
+        await federation.share_presence()
 
     async def _leave(self, peer: Peer, instance_id: str) -> None:
         member = leaving_member(self._federation.state, peer, instance_id)

@@ -1,4 +1,4 @@
-"""Opening the database of a state directory: whose it is, whether it is sound, and how SQLite is to treat it."""
+"""A state directory, and the SQLite database in it: whose it is, whether it is sound, and how SQLite is to treat it."""
 
 from __future__ import annotations
 
@@ -24,6 +24,8 @@ from pfedsecure.plan import Plan
 
 DATABASE_FILE = "federation.sqlite"
 LOCK_FILE = "lock"
+ELSEWHERE_FILE = "postgresql"
+"""In a state directory whose federation is in PostgreSQL: that federation's id."""
 
 _logger = logging.getLogger(__name__)
 
@@ -35,30 +37,61 @@ class StateFolder:
     """A state directory that this process alone uses until `release`. Others on the machine may not look into it."""
 
     def __init__(self, folder: Path) -> None:
+        self._folder = folder
         self._database = folder / DATABASE_FILE
+        self._elsewhere = folder / ELSEWHERE_FILE
         self._lock = FileLock(folder / LOCK_FILE, timeout=0, mode=0o600, thread_local=False)
         try:
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             self._lock.acquire()
-            if not self._database.exists():
-                self._database.touch(mode=0o600)  # SQLite gives its other files the same mode
         except Timeout:
             raise StateLocked(
                 f"{folder}: another pfed-server uses this state; stop it, or give another --state"
             ) from None
         except OSError as error:
-            raise StateError(
-                f"{folder}: cannot be used as state directory ({error.strerror}); give another --state"
-            ) from None
+            raise self._unusable(error) from None
 
     def release(self) -> None:
         self._lock.release()
+
+    def known_elsewhere(self) -> str | None:
+        """The id of the federation in PostgreSQL that this directory has been used for; None for a new directory.
+
+        Raises StateError for one that has a federation in SQLite.
+        """
+        if self._database.exists() and self._database.stat().st_size:
+            raise StateError(
+                f"{self._folder}: holds a federation in SQLite, which --database would leave behind; give another "
+                "--state, or leave --database out"
+            )
+        try:
+            return (self._elsewhere.read_text().strip() if self._elsewhere.exists() else "") or None
+        except OSError as error:
+            raise self._unusable(error) from None
+
+    def is_elsewhere(self, federation_id: str) -> None:
+        """Note that this directory is used for a federation in PostgreSQL. Raises StateError."""
+        try:
+            self._elsewhere.write_text(f"{federation_id}\n")
+            _sync(self._elsewhere)
+        except OSError as error:
+            raise self._unusable(error) from None
 
     def open_database(self, plan: Plan) -> Engine:
         """The database for `plan`, made when there is none yet, brought to the newest schema when it has an older one.
 
         Raises StateError; the database is as it was then. A copy of an older one stays beside it.
         """
+        if self._elsewhere.exists():
+            raise StateError(
+                f"{self._folder}: its federation is in PostgreSQL; give --database, or another --state for a new "
+                "federation"
+            )
+        try:
+            if not self._database.exists():
+                self._database.touch(mode=0o600)  # SQLite gives its other files the same mode
+        except OSError as error:
+            raise self._unusable(error) from None
         engine = _engine(f"sqlite:///{self._database}")
         try:
             if (damage := self._pragma("quick_check(1)")) != "ok":
@@ -66,15 +99,13 @@ class StateFolder:
             with engine.begin() as connection:
                 found = migrations.current(connection)
                 if found is None:
-                    _create(connection, plan)
+                    create(connection, plan)
                 else:
-                    self._check(connection, plan, found)
+                    check(connection, plan, found, str(self._database), "another --state")
             if found not in (None, migrations.newest()):
                 self._upgrade(engine, found)
             with engine.begin() as connection:
-                # A version that adds to what plans can say writes the same plan in more words.
-                said = MetaRow.plan_json != plan.to_json()
-                connection.execute(update(MetaRow).where(said).values(plan_json=plan.to_json()))
+                write_plan(connection, plan)
             self._pragma("journal_mode=WAL")
         except BaseException as error:
             engine.dispose()
@@ -86,20 +117,6 @@ class StateFolder:
     def _pragma(self, pragma: str) -> str:
         with closing(sqlite3.connect(self._database)) as connection:
             return str(connection.execute(f"PRAGMA {pragma}").fetchone()[0])
-
-    def _check(self, connection: Connection, plan: Plan, schema: str) -> None:
-        if schema not in migrations.known():
-            raise StateError(
-                f"{self._database}: has schema {one_line(schema)}, this pfed-server knows {migrations.BASELINE} to "
-                f"{migrations.newest()}; start the version of pfedsecure that wrote it, or give another --state"
-            )
-        plan_json = connection.execute(select(MetaRow.plan_json)).scalar_one()
-        if not _same_plan(plan_json, plan):
-            digest = hashlib.sha256(plan_json.encode()).hexdigest()
-            raise StateError(
-                f"{self._database}: belongs to a federation with another plan (digest {digest[:12]}, now "
-                f"{plan.digest()[:12]}); start it with that plan, or give another --state"
-            )
 
     def _upgrade(self, engine: Engine, schema: str) -> None:
         """Bring the database from `schema` to the newest one, after a copy of it is on disk."""
@@ -127,6 +144,9 @@ class StateFolder:
         beside.replace(target)
         _sync(target.parent)
 
+    def _unusable(self, error: OSError) -> StateError:
+        return StateError(f"{self._folder}: cannot be used as state directory ({error.strerror}); give another --state")
+
     def _explained(self, error: sqlite3.Error | SQLAlchemyError) -> StateError:
         cause = error.orig if isinstance(error, DBAPIError) else error
         name = getattr(cause, "sqlite_errorname", None)
@@ -149,7 +169,7 @@ def in_memory_engine(plan: Plan) -> Engine:
     one_connection = {"poolclass": QueuePool, "pool_size": 1, "max_overflow": 0}
     engine = _engine("sqlite://", connect_args={"check_same_thread": False}, **one_connection)
     with engine.begin() as connection:
-        _create(connection, plan)
+        create(connection, plan)
     return engine
 
 
@@ -183,12 +203,35 @@ def _begin(connection: Connection) -> None:
     connection.exec_driver_sql("BEGIN IMMEDIATE")
 
 
-def _create(connection: Connection, plan: Plan) -> None:
+def create(connection: Connection, plan: Plan) -> None:
+    """Make the tables of the newest schema, and a federation of `plan` that begins."""
     Base.metadata.create_all(connection)
     connection.execute(
         insert(MetaRow).values(id=1, federation_id=secrets.token_hex(16), plan_json=plan.to_json(), version=1)
     )
     migrations.mark_newest(connection)
+
+
+def check(connection: Connection, plan: Plan, schema: str, database: str, instead: str) -> None:
+    """Raise StateError unless a database of `schema` is one of a federation of `plan`. `instead`: what else to give."""
+    if schema not in migrations.known():
+        raise StateError(
+            f"{database}: has schema {one_line(schema)}, this pfed-server knows {migrations.BASELINE} to "
+            f"{migrations.newest()}; start the version of pfedsecure that wrote it, or give {instead}"
+        )
+    plan_json = connection.execute(select(MetaRow.plan_json)).scalar_one()
+    if not _same_plan(plan_json, plan):
+        digest = hashlib.sha256(plan_json.encode()).hexdigest()
+        raise StateError(
+            f"{database}: belongs to a federation with another plan (digest {digest[:12]}, now "
+            f"{plan.digest()[:12]}); start it with that plan, or give {instead}"
+        )
+
+
+def write_plan(connection: Connection, plan: Plan) -> None:
+    """A version that adds to what plans can say writes the same plan in more words."""
+    said = MetaRow.plan_json != plan.to_json()
+    connection.execute(update(MetaRow).where(said).values(plan_json=plan.to_json()))
 
 
 def _same_plan(plan_json: str, plan: Plan) -> bool:

@@ -1,8 +1,8 @@
 """A federation under way: its state, who is online, and the transitions that time and the clients' calls bring about.
 
 What is true is in the store; `state` is the store's answer to the last change. All access to the store goes through
-`exclusively`, one step after the other. One task makes all transitions, so that a call never waits for an aggregation
-that it happened to complete.
+`exclusively`, one step after the other, also where several servers share the store. One task makes all transitions, so
+that a call never waits for an aggregation that it happened to complete.
 """
 
 from __future__ import annotations
@@ -20,8 +20,9 @@ from pfed_server.clock import Clock
 from pfed_server.liveness import Liveness
 from pfed_server.messages import StepMessages
 from pfed_server.news import News
-from pfed_server.rounds import Transition, draw_cohort, due_transition, senders
-from pfed_server.store import Closing, OpenRound, RoundRecord, State, Store, Traffic
+from pfed_server.replicas import Looks, Presence
+from pfed_server.rounds import Transition, draw_cohort, due_transition, open_number, senders, summary
+from pfed_server.store import Closing, OpenRound, State, Store, Traffic
 from pfedsecure.aggregation.interface import RoundIdentity, ServerAggregation, ServerAggregationRound
 from pfedsecure.console import one_line
 from pfedsecure.errors import MessageRejected
@@ -65,7 +66,12 @@ class Federation:
         self._traffic: dict[str, Traffic] = {}
         # Each first message is checked against all others: read once a round, they are small where they are read.
         self._first_messages: tuple[int, dict[str, bytes]] = 0, {}
-        self._driver: asyncio.Task[None] | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._shared = shared = store.shared
+        every = plan.rounds.heartbeat_seconds
+        self._presence = None if shared is None else Presence(shared, self.liveness, clock, every)
+        self._looks = Looks(self._look)
+        self._when_changed: list[Callable[[State, State], None]] = []
 
     @property
     def state(self) -> State:
@@ -73,8 +79,7 @@ class Federation:
 
     def online(self) -> frozenset[str]:
         """The members that take part and have been heard of lately."""
-        taking_part = {name for name, member in self._state.members.items() if member.taking_part}
-        return self.liveness.online() & taking_part
+        return self.liveness.online() & self._taking_part()
 
     @property
     def clients_online(self) -> int:
@@ -87,12 +92,15 @@ class Federation:
         return 0.0 if open_round is None else max(open_round.deadline - self.clock.now(), 0.0)
 
     async def start(self) -> None:
-        """Go on where the store is: every member counts as just heard of, and what is due by now is done at once."""
-        for member in self._state.members.values():
-            if member.taking_part:
-                self.liveness.heard(member.name)
+        """Go on where the store is: every member counts as just heard of, and what is due by now is done at once.
+
+        Who was heard of is known where another server of the federation was there meanwhile.
+        """
+        await self.exclusively(self._begin)
         await self.exclusively(self._advance)
-        self._driver = asyncio.create_task(self._drive())
+        self._tasks.add(asyncio.create_task(self._drive()))
+        if self._shared is not None:
+            self._tasks.add(asyncio.create_task(self._looks.keep_looking()))
 
     def end_waits(self) -> None:
         """`newer_than` returns at once from now on."""
@@ -101,20 +109,29 @@ class Federation:
     async def stop(self) -> None:
         """End waits and transitions; steps under way are finished."""
         self.end_waits()
-        if self._driver is not None:
-            self._driver.cancel()
-            await asyncio.wait({self._driver})
+        for task in self._tasks:
+            task.cancel()
+        if self._tasks:
+            await asyncio.wait(self._tasks)
+        await self._looks.end()
         await asyncio.gather(*self._steps, return_exceptions=True)
 
     async def exclusively(self, step: Callable[[], Awaitable[T]]) -> T:
-        """Run a step while no other runs, to its end even if the caller is cancelled.
+        """Run a step while no other runs, here or at another server, to its end even if the caller is cancelled.
 
-        Otherwise a client that hangs up during a commit would leave `state` behind the store.
+        Otherwise a client that hangs up during a commit would leave `state` behind the store. When the step begins
+        `state` has what all servers have changed.
         """
 
         async def run() -> T:
             async with self._lock:
-                return await step()
+                if self._shared is None:
+                    return await step()
+                self._take_over(await asyncio.to_thread(self._shared.acquire))
+                try:
+                    return await step()
+                finally:
+                    await asyncio.to_thread(self._shared.release)
 
         task = asyncio.create_task(run())
         self._steps.add(task)
@@ -123,16 +140,22 @@ class Federation:
 
     async def change(self, transaction: Callable[[], State]) -> None:
         """Run a transaction of the store in a thread and take over the state after it. Only inside `exclusively`."""
-        before = self._state
-        self._state = await asyncio.to_thread(transaction)
-        if self._state.version != before.version:
-            self._announced_online = self.online()
-            self._news.tell(self._state.version, urgent=_moved(before, self._state))
-        self._wake.set()
+        self._take_over(await asyncio.to_thread(transaction))
+
+    async def up_to_date(self) -> None:
+        """Return when `state` has all that any server had changed when this was called. Raises as the store does."""
+        if self._shared is not None:
+            await self._looks()
+
+    def when_changed(self, listener: Callable[[State, State], None]) -> None:
+        """Have `listener` told of every change of `state`, with the one before it, whoever made it."""
+        self._when_changed.append(listener)
 
     def heard(self, name: str) -> None:
         """Note that a member called."""
         self.liveness.heard(name)
+        if self._presence is not None:
+            self._presence.heard(name)
         if name not in self._announced_online:
             self._wake.set()
 
@@ -140,6 +163,11 @@ class Federation:
         """Count a member as offline at once."""
         self.liveness.forget(name)
         self._wake.set()
+
+    async def share_presence(self) -> None:
+        """Know of members that another server has just heard of, and have it know of others. Inside `exclusively`."""
+        if self._presence is not None:
+            await self._presence.share(self._state.members)
 
     async def newer_than(self, version: int, seconds: float | None) -> None:
         """Return when the state's version is not `version`, after `seconds`, or when the server stops.
@@ -168,7 +196,8 @@ class Federation:
         while True:
             self._wake.clear()
             try:
-                await self.exclusively(self._advance)
+                if self._is_due():  # where there are several servers most of it is done by another
+                    await self.exclusively(self._advance)
                 pause = self._seconds_until_due()
             except Exception:
                 # The store cannot write, say because the disk is full. Nothing is lost by trying again.
@@ -181,10 +210,14 @@ class Federation:
         times = [self.liveness.seconds_until_one_is_offline(self._announced_online)]
         if self._state.open_round is not None:
             times.append(self.seconds_left())
+        if self._presence is not None:
+            times.append(self._presence.seconds_until_due())
         return min((seconds for seconds in times if seconds is not None), default=None)
 
     async def _advance(self) -> None:
         """Make every transition that is due, and tell the clients when the number of those online has changed."""
+        if self._presence is not None and self._presence.is_due(self._announced_online):
+            await self.share_presence()
         while (transition := due_transition(self.plan, self._state, self.online(), self.clock.now())) is not None:
             if transition is Transition.OPEN_ROUND:
                 await self._open_round(self._state.last_round + 1)
@@ -197,7 +230,6 @@ class Federation:
         opened_at = self.clock.now()
         seconds = self.plan.rounds.deadline_seconds
         cohort = draw_cohort(self.plan, number, self.online())
-        self._traffic.clear()
         await self.change(partial(self.store.open_round, number, opened_at, opened_at + seconds, cohort))
         names = ", ".join(cohort[:SHOWN_NAMES]) + (", ..." if len(cohort) > SHOWN_NAMES else "")
         _logger.info(
@@ -262,13 +294,49 @@ class Federation:
     async def _close_round(self, ending: OpenRound, closing: Closing) -> None:
         traffic = dict(self._traffic)
         await self.change(partial(self.store.close_round, ending.number, self.clock.now(), closing, traffic))
-        self._traffic.clear()
         record = (await asyncio.to_thread(self.store.history)).rounds[-1]
-        _logger.info("%s", _summary(record), extra={"round": record.number})
+        _logger.info("%s", summary(record), extra={"round": record.number})
         dropouts = Counter(part.step + 1 for part in ending.parts.values() if part.step < ending.step)
         await self.tell(events.round_ended(record, dropouts, closing.culprits))
         if self._state.rounds_completed >= self.plan.rounds.count:
             _logger.info("finished: %d rounds completed", self._state.rounds_completed)
+
+    def _taking_part(self) -> frozenset[str]:
+        return frozenset(name for name, member in self._state.members.items() if member.taking_part)
+
+    async def _begin(self) -> None:
+        if self._presence is None:
+            self.liveness.learn(dict.fromkeys(self._taking_part(), 0.0))
+        else:
+            await self._presence.begin(self._taking_part())
+
+    def _is_due(self) -> bool:
+        """Whether `_advance` has something to do, as far as is known here."""
+        if self._presence is not None and self._presence.is_due(self._announced_online):
+            return True
+        online = self.online()
+        due = due_transition(self.plan, self._state, online, self.clock.now()) is not None
+        return due or online != self._announced_online
+
+    async def _look(self) -> None:
+        """Take over what other servers have changed."""
+        assert self._shared is not None
+        if not await asyncio.to_thread(self._shared.is_current, self._state):
+            async with self._lock:
+                self._take_over(await asyncio.to_thread(self._shared.refresh))
+
+    def _take_over(self, state: State) -> None:
+        before, self._state = self._state, state
+        if state is before:
+            return
+        if open_number(state) != open_number(before):
+            self._traffic.clear()
+        if state.version != before.version:
+            self._announced_online = self.online()
+            self._news.tell(state.version, urgent=_moved(before, state))
+        self._wake.set()
+        for listener in self._when_changed:
+            listener(before, state)
 
 
 def _moved(before: State, after: State) -> bool:
@@ -279,11 +347,3 @@ def _moved(before: State, after: State) -> bool:
 def _place(state: State) -> tuple[int, int, int]:
     step = 0 if state.open_round is None else state.open_round.step
     return state.last_round, step, state.rounds_completed
-
-
-def _summary(record: RoundRecord) -> str:
-    head = f"round {record.number} {record.outcome}: cohort {record.cohort}, updates {record.updates}"
-    if record.outcome == "abandoned":
-        return f"{head}; nothing was combined or revealed"
-    traffic = record.traffic
-    return f"{head}, {record.seconds:.1f} s, {traffic.received:,} bytes received, {traffic.sent:,} sent"

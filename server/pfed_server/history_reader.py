@@ -58,7 +58,7 @@ def _rounds_after(session: Session, number: int) -> list[RoundRecord]:
             cohort=cohort,
             updates=updates,
             seconds=None if closed_at is None else closed_at - opened_at,
-            traffic=Traffic(received, sent),
+            traffic=Traffic(int(received), int(sent)),  # sums are decimal numbers to PostgreSQL
             metrics=metrics,
         )
         for number, outcome, opened_at, closed_at, metrics, cohort, updates, received, sent in rows

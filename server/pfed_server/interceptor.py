@@ -13,14 +13,19 @@ from typing import Any
 
 import grpc
 from google.protobuf.message import DecodeError
-from sqlalchemy.exc import OperationalError
+from sqlalchemy.exc import InterfaceError, InternalError, OperationalError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from pfed_server.admission import ArrivalLimits
 from pfed_server.around import AroundCalls, Call, Passage
 from pfed_server.refusals import Refusals
 from pfed_server.service import Identify
+from pfed_server.store import StateOvertaken
 from pfedsecure.errors import MessageRejected, PfedError, ServerUnreachable
 from pfedsecure.wire.status import abort, abort_code
+
+_STORAGE_FAULTS = (OperationalError, InterfaceError, InternalError, PoolTimeout, StateOvertaken, OSError)
+"""A full disk, a locked database or one that is away, and a change that another server was faster with."""
 
 _logger = logging.getLogger(__name__)
 
@@ -57,7 +62,7 @@ class CallInterceptor(AroundCalls):
     async def _reported(self, call: Call) -> AsyncIterator[None]:
         """Turn what is raised inside into a gRPC status: a caller's mistake in words, anything else without details.
 
-        A fault of the storage may pass, a full disk or a locked database: clients are told to try again.
+        A fault of the storage may pass: clients are told to try again.
         """
         method, context = call.method, call.context
         try:
@@ -68,7 +73,7 @@ class CallInterceptor(AroundCalls):
                     await self._refusals.note(call, error)  # first: what comes after the answer may come too late
                 await abort(context, error)
             await _abort_internal(call)
-        except (OperationalError, OSError):
+        except _STORAGE_FAULTS:
             _logger.exception("%s failed for now", method)
             await abort(context, ServerUnreachable("the server cannot use its storage at the moment; its log says why"))
         except NotImplementedError:  # a method that its service has only on paper, such as List of gRPC's health

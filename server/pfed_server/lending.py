@@ -16,7 +16,7 @@ from pfed_server import events
 from pfed_server.federation import Federation
 from pfed_server.publication import read_publication
 from pfed_server.rounds import part_of
-from pfed_server.store import Member, StoredPublication
+from pfed_server.store import Member, State, StoredPublication
 from pfedsecure.errors import MessageRejected
 from pfedsecure.experts.factory import server_experts
 from pfedsecure.matching.factory import server_matching
@@ -63,16 +63,17 @@ class Lending:
         self._threads = ThreadPoolExecutor(MATCHES_AT_ONCE, thread_name_prefix="matching")
         self._setting_up, self._indexing = asyncio.Lock(), asyncio.Lock()
         self._index: tuple[int, MatchIndex] | None = None
-        self._asked: tuple[int, dict[str, bytes]] = 0, {}
-        self._answers: Counter[str] = Counter()
         self._sealed_again: tuple[int, Counter[str]] = 0, Counter()
+        # By epoch that is installed: whose set-ups had been distrusted by then, which says which one of them it is.
+        self._installed: dict[int, frozenset[str]] = {}
         self._set_up = asyncio.Event()
         self._asked_to_set_up: dict[int, tuple[str, float]] = {}
+        federation.when_changed(self._changed)
 
     async def start(self) -> None:
         """Set up matching with what the store has."""
-        for epoch, setup in (await asyncio.to_thread(self._federation.store.setups)).items():
-            await self._in_thread(partial(self._matching.install, epoch, setup))
+        async with self._setting_up:
+            await self._follow()
 
     async def stop(self) -> None:
         """End what runs for matching."""
@@ -88,12 +89,11 @@ class Lending:
                 if epoch not in in_use or not self._is_asked_to_set_up(member.name, epoch):
                     raise MessageRejected(f"{member.name} was not asked to set up matching for epoch {epoch}")
                 await self._in_thread(partial(self._matching.install, epoch, setup))
-                await self._federation.exclusively(partial(self._save_setup, member.name, epoch, setup))
-                self._index = None  # for the experts of this epoch, which it leaves out
-                _logger.info("%s set up matching for epoch %d", member.name, epoch, extra={"peer": member.name})
-                await self._federation.tell(events.matching_set_up(member.name, epoch))
-                self._set_up.set()
-                self._set_up = asyncio.Event()
+                if await self._federation.exclusively(partial(self._save_setup, member.name, epoch, setup)):
+                    self._index = None  # for the experts of this epoch, which it leaves out
+                    _logger.info("%s set up matching for epoch %d", member.name, epoch, extra={"peer": member.name})
+                    await self._federation.tell(events.matching_set_up(member.name, epoch))
+                self._wake_those_who_wait()
         return rnd.Receipt(sha256=hashlib.sha256(setup).digest())
 
     async def match(self, member: Member, request: rnd.MatchRequest) -> bytes:
@@ -102,7 +102,8 @@ class Lending:
         part_of(self._federation.state, member.name, request.round)
         if request.everything:
             return self._all_but(member)
-        self._check_asked_once(member.name, request)
+        if self._matching.one_query:
+            await self._federation.exclusively(partial(self._note_query, member.name, request))
         index = await self._match_index(member.name, request.round)
         while epoch := index.lacks_setup(request.query):
             if self._is_asked_to_set_up(member.name, epoch):
@@ -184,23 +185,23 @@ class Lending:
             answer.candidates.add(expert_id=expert_id)
         return answer.SerializeToString(deterministic=True)
 
-    def _check_asked_once(self, name: str, request: rnd.MatchRequest) -> None:
+    async def _note_query(self, name: str, request: rnd.MatchRequest) -> None:
         """Raise MessageRejected for a second query in a round, where every answer tells of others' sketches."""
-        if not self._matching.one_query:
-            return
-        if self._asked[0] != request.round:
-            self._asked, self._answers = (request.round, {}), Counter()
+        part_of(self._federation.state, name, request.round)
         digest = hashlib.sha256(request.query).digest()
-        if self._asked[1].setdefault(name, digest) != digest:
+        asked = await asyncio.to_thread(self._federation.store.record_query, request.round, name, digest)
+        if asked.digest != digest:
             raise MessageRejected(f"{name} has already sent another query in round {request.round}")
-        self._answers[name] += 1
-        if self._answers[name] > ANSWERS_A_ROUND:
+        if asked.answers > ANSWERS_A_ROUND:
             raise MessageRejected(f"{name} has had {ANSWERS_A_ROUND} answers to its query in round {request.round}")
 
     async def _match_index(self, name: str, round_number: int) -> MatchIndex:
         """That of the open round. Made while others' calls go on: it can take long."""
         async with self._indexing:
             part_of(self._federation.state, name, round_number)
+            if self._stored() != self._installed:
+                async with self._setting_up:
+                    await self._follow()
             if self._index is None or self._index[0] != round_number:
                 pool = await self._federation.exclusively(partial(asyncio.to_thread, self._federation.store.pool))
                 self._index = round_number, await self._in_thread(partial(self._matching.index, pool))
@@ -208,9 +209,43 @@ class Lending:
                     await self._federation.exclusively(partial(self._distrust_setup, epoch))
             return self._index[1]
 
+    def _stored(self) -> dict[int, frozenset[str]]:
+        """As `_installed`, of what the store has."""
+        state = self._federation.state
+        distrusted = state.distrusted_setups
+        return {
+            epoch: frozenset(name for number, name in distrusted if number == epoch) for epoch in state.matching_epochs
+        }
+
+    async def _follow(self) -> None:
+        """Work with what the store has, where another server has put or dropped a set-up. Inside `_setting_up`."""
+        stored = self._stored()
+        if stored == self._installed:
+            return
+        for epoch in [epoch for epoch, which in self._installed.items() if stored.get(epoch) != which]:
+            del self._installed[epoch]
+            await self._in_thread(partial(self._matching.forget, epoch))
+        setups = await self._federation.exclusively(partial(asyncio.to_thread, self._federation.store.setups))
+        for epoch in (setups.keys() & stored.keys()) - self._installed.keys():
+            await self._in_thread(partial(self._matching.install, epoch, setups[epoch]))
+            self._installed[epoch] = stored[epoch]
+        self._index = None
+
+    def _changed(self, before: State, after: State) -> None:
+        # Set up by another server. Who waits for what is set up here is woken once the index is made anew with it.
+        if after.matching_epochs - before.matching_epochs - self._installed.keys():
+            self._wake_those_who_wait()
+
+    def _wake_those_who_wait(self) -> None:
+        self._set_up.set()
+        self._set_up = asyncio.Event()
+
     async def _distrust_setup(self, epoch: int) -> None:
-        await self._in_thread(partial(self._matching.forget, epoch))
         self._asked_to_set_up.pop(epoch, None)
+        installed = self._installed.pop(epoch, None)
+        await self._in_thread(partial(self._matching.forget, epoch))
+        if installed != self._stored().get(epoch):
+            return  # another server has seen to it
         await self._federation.change(partial(self._federation.store.distrust_setup, epoch))
         names = sorted(name for number, name in self._federation.state.distrusted_setups if number == epoch)
         _logger.warning(
@@ -221,14 +256,25 @@ class Lending:
         )
         await self._federation.tell(events.matching_distrusted(names[-1], epoch))
 
-    async def _save_setup(self, name: str, epoch: int, setup: bytes) -> None:
+    async def _save_setup(self, name: str, epoch: int, setup: bytes) -> bool:
+        """Keep what was just installed; False when another server was faster: `_follow` installs what that one has."""
         state = self._federation.state
+        if epoch in state.matching_epochs:
+            await self._in_thread(partial(self._matching.forget, epoch))
+            return False
         in_use = Counter(pooled.epoch for pooled in state.pooled.values())
         drop = None
         if len(state.matching_epochs) >= EPOCHS_KEPT:
             drop = min(state.matching_epochs, key=lambda known: (in_use[known], known))
+            self._installed.pop(drop, None)
             await self._in_thread(partial(self._matching.forget, drop))
-        await self._federation.change(partial(self._federation.store.save_setup, epoch, name, setup, drop))
+        self._installed[epoch] = frozenset(name for number, name in state.distrusted_setups if number == epoch)
+        try:
+            await self._federation.change(partial(self._federation.store.save_setup, epoch, name, setup, drop))
+        except BaseException:
+            del self._installed[epoch]
+            raise
+        return True
 
     async def _in_thread(self, work: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._threads, work)

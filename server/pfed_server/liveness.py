@@ -1,8 +1,11 @@
-"""Who is online. Kept in memory only: after a restart everybody counts as just heard of."""
+"""Who is online. Kept in memory only: after a restart everybody counts as just heard of.
+
+Where several servers have one federation, `replicas.Presence` has each of them learn what the others heard.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 
 from pfed_server.clock import Clock
 
@@ -21,6 +24,17 @@ class Liveness:
 
     def heard(self, name: str) -> None:
         self._last_heard[name] = self._clock.monotonic()
+
+    def silence(self, name: str) -> float | None:
+        """Seconds since `name` was last heard of; None when it is not remembered."""
+        last_heard = self._last_heard.get(name)
+        return None if last_heard is None else self._clock.monotonic() - last_heard
+
+    def learn(self, silence: Mapping[str, float]) -> None:
+        """Take in how many seconds ago members were heard of by others."""
+        now = self._clock.monotonic()
+        for name, seconds in silence.items():
+            self._last_heard[name] = max(now - seconds, self._last_heard.get(name, now - seconds))
 
     def forget(self, name: str) -> None:
         self._last_heard.pop(name, None)

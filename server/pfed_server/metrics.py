@@ -17,7 +17,7 @@ from prometheus_client.process_collector import ProcessCollector
 
 import pfedsecure
 from pfed_server.audit import AUDIT_FILE
-from pfed_server.database import DATABASE_FILE
+from pfed_server.database import DATABASE_FILE, ELSEWHERE_FILE
 from pfed_server.events import Event
 from pfed_server.federation import Federation
 from pfed_server.rounds import phase
@@ -179,7 +179,9 @@ def _certificate(identity: Path) -> Iterable[Metric]:
 
 def _storage(state: Path) -> Iterable[Metric]:
     sizes = GaugeMetricFamily("pfed_storage_bytes", "Size of the server's files.", labels=["file"])
-    names = {"database": DATABASE_FILE, "database_log": f"{DATABASE_FILE}-wal", "audit": AUDIT_FILE}
+    names = {"audit": AUDIT_FILE}
+    if not (state / ELSEWHERE_FILE).exists():
+        names |= {"database": DATABASE_FILE, "database_log": f"{DATABASE_FILE}-wal"}
     for label, name in names.items():
         try:
             sizes.add_metric([label], (state / name).stat().st_size)

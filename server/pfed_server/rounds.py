@@ -15,7 +15,7 @@ from enum import Enum
 
 import numpy as np
 
-from pfed_server.store import OpenRound, Part, State
+from pfed_server.store import OpenRound, Part, RoundRecord, State
 from pfedsecure.errors import MessageRejected
 from pfedsecure.plan import Plan
 from pfedsecure.wire.v1.federation_pb2 import FederationPhase
@@ -35,6 +35,20 @@ def phase(plan: Plan, state: State) -> FederationPhase.ValueType:
     if state.rounds_completed >= plan.rounds.count:
         return FederationPhase.FEDERATION_PHASE_FINISHED
     return FederationPhase.FEDERATION_PHASE_GATHERING
+
+
+def open_number(state: State) -> int:
+    """Number of the open round; 0 when there is none."""
+    return 0 if state.open_round is None else state.open_round.number
+
+
+def summary(record: RoundRecord) -> str:
+    """A round that ended, as a line of the log."""
+    head = f"round {record.number} {record.outcome}: cohort {record.cohort}, updates {record.updates}"
+    if record.outcome == "abandoned":
+        return f"{head}; nothing was combined or revealed"
+    traffic = record.traffic
+    return f"{head}, {record.seconds:.1f} s, {traffic.received:,} bytes received, {traffic.sent:,} sent"
 
 
 def clients_needed(plan: Plan, state: State) -> int:

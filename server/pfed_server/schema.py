@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
-from sqlalchemy import BLOB, JSON, CheckConstraint, ForeignKey, Index, text
+from sqlalchemy import JSON, BigInteger, CheckConstraint, ForeignKey, Index, Integer, LargeBinary, text
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 from sqlalchemy.types import TypeEngine
 
@@ -13,7 +13,11 @@ OPEN, CLOSED, ABANDONED = "open", "closed", "abandoned"
 
 
 class Base(DeclarativeBase):
-    type_annotation_map: ClassVar[dict[Any, type[TypeEngine[Any]]]] = {bytes: BLOB, dict[str, float]: JSON}
+    type_annotation_map: ClassVar[dict[Any, type[TypeEngine[Any]]]] = {bytes: LargeBinary, dict[str, float]: JSON}
+
+
+_Bytes = BigInteger().with_variant(Integer, "sqlite")
+"""A number of bytes; SQLite's integers are of any size."""
 
 
 class MetaRow(Base):
@@ -26,6 +30,7 @@ class MetaRow(Base):
     federation_id: Mapped[str]
     plan_json: Mapped[str]
     version: Mapped[int]
+    changes: Mapped[int] = mapped_column(server_default=text("0"))
 
 
 class MemberRow(Base):
@@ -50,13 +55,16 @@ class LedgerRow(Base):
     head: Mapped[bytes]
 
 
+_IS_OPEN = text("outcome = 'open'")
+
+
 class RoundRow(Base):
     __tablename__ = "rounds"
     __table_args__ = (
         CheckConstraint("outcome IN ('open', 'closed', 'abandoned')"),
         CheckConstraint("(outcome = 'open') = (closed_at IS NULL)"),
         CheckConstraint("(outcome = 'closed') = (global_prompt IS NOT NULL)"),
-        Index("one_open_round", "outcome", unique=True, sqlite_where=text("outcome = 'open'")),
+        Index("one_open_round", "outcome", unique=True, sqlite_where=_IS_OPEN, postgresql_where=_IS_OPEN),
     )
 
     number: Mapped[int] = mapped_column(primary_key=True)
@@ -70,7 +78,10 @@ class RoundRow(Base):
 
 
 class PartRow(Base):
-    """One member's part in one round. The expert is emptied when the round closes; the rest stays."""
+    """One member's part in one round. The expert is emptied when the round closes; the rest stays.
+
+    `changed` is the number of the change, as `meta` counts them, after which the row was as it is.
+    """
 
     __tablename__ = "parts"
 
@@ -83,8 +94,9 @@ class PartRow(Base):
     sketch: Mapped[bytes | None] = mapped_column(deferred=True)
     epoch: Mapped[int] = mapped_column(default=0)
     publication_digest: Mapped[bytes | None]
-    bytes_received: Mapped[int] = mapped_column(default=0)
-    bytes_sent: Mapped[int] = mapped_column(default=0)
+    bytes_received: Mapped[int] = mapped_column(_Bytes, default=0)
+    bytes_sent: Mapped[int] = mapped_column(_Bytes, default=0)
+    changed: Mapped[int] = mapped_column(server_default=text("0"), default=0)
 
 
 class MessageRow(Base):
@@ -96,6 +108,26 @@ class MessageRow(Base):
     step: Mapped[int] = mapped_column(primary_key=True)
     member: Mapped[str] = mapped_column(ForeignKey(MemberRow.name), primary_key=True)
     message: Mapped[bytes]
+
+
+class QueryRow(Base):
+    """What a member asked of matching in the open round, by its SHA-256, and how often it was answered."""
+
+    __tablename__ = "queries"
+
+    round: Mapped[int] = mapped_column(ForeignKey(RoundRow.number), primary_key=True)
+    member: Mapped[str] = mapped_column(ForeignKey(MemberRow.name), primary_key=True)
+    digest: Mapped[bytes]
+    answers: Mapped[int]
+
+
+class PresenceRow(Base):
+    """When a member was last heard of, where several servers have to know: by the database's clock."""
+
+    __tablename__ = "presence"
+
+    member: Mapped[str] = mapped_column(ForeignKey(MemberRow.name), primary_key=True)
+    heard_at: Mapped[float]
 
 
 class ReportRow(Base):

@@ -1,18 +1,23 @@
-"""The store in SQLite: one file, one process, every change one transaction that is on disk before it returns."""
+"""The store in a database: every change one transaction that is on disk before it returns.
+
+`SqlStore` is the whole of it for SQLite, one file that one process uses; `shared_store` adds what several servers need.
+"""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import asdict, fields, replace
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Self
 
-from sqlalchemy import Engine, delete, func, insert, select, update
-from sqlalchemy.orm import Session, sessionmaker
+from sqlalchemy import Engine, delete, insert, select, update
+from sqlalchemy.orm import Session
 
 from pfed_server.database import StateFolder, empty_log, in_memory_engine
 from pfed_server.history_reader import HistoryReader
+from pfed_server.reading import count_change, part_of_row, read_state
 from pfed_server.schema import (
     ABANDONED,
     CLOSED,
@@ -21,9 +26,9 @@ from pfed_server.schema import (
     MatchingRow,
     MemberRow,
     MessageRow,
-    MetaRow,
     PartRow,
     PoolRow,
+    QueryRow,
     ReportRow,
     RoundRow,
 )
@@ -32,9 +37,9 @@ from pfed_server.store import (
     History,
     LedgerRecord,
     Member,
-    OpenRound,
     Part,
-    PooledExpert,
+    QueryRecord,
+    SharedStore,
     State,
     StoredPublication,
     Traffic,
@@ -44,14 +49,18 @@ from pfedsecure.plan import Plan
 
 
 class SqlStore:
-    """The `Store` of one federation; made by `open` or `in_memory`. Methods may be called from any thread."""
+    """The `Store` of one federation; made by `open` or `in_memory`.
+
+    Methods may be called from any thread; those that change or read the State one at a time.
+    """
+
+    shared: SharedStore | None = None
 
     def __init__(self, engine: Engine, folder: StateFolder | None = None) -> None:
         self._engine = engine
         self._folder = folder
-        self._transaction = sessionmaker(engine).begin
-        # Of what happens once for every member of every round only the difference is read again: a thousand members
-        # send thousands of messages a round. This process alone writes, and one call at a time.
+        # What the next change is decided on. After what happens once for every member of every round it is not read
+        # again, only brought up to date: a thousand members send thousands of messages a round.
         self._newest: State | None = None
         self._history = HistoryReader()
 
@@ -81,30 +90,30 @@ class SqlStore:
 
     def load(self) -> State:
         with self._transaction() as session:
-            self._newest = _state(session)
+            state = read_state(session)
             self._history.read(session)  # the long part of it, before anybody waits for it
-        return self._newest
+        return self._is_now(state)
 
     def history(self) -> History:
         with self._transaction() as session:
             return self._history.read(session)
 
     def save_member(self, member: Member) -> State:
-        with self._transaction() as session:
+        with self._change() as (session, _):
             known = session.get(MemberRow, member.name)
             same_pseudonym = known is None or known.expert_id == member.expert_id
             if not same_pseudonym:
                 # Under its new pseudonym nobody could verify an expert that was published under the old one.
                 _drop_experts(session, [member.name])
             session.merge(MemberRow(**asdict(member)))
-            state = _newer_state(session, self._newest if same_pseudonym else None)
+            state = self._next(session, same=same_pseudonym)
         return self._is_now(replace(state, members={**state.members, member.name: member}))
 
     def expel(self, names: Collection[str]) -> State:
-        with self._transaction() as session:
+        with self._change() as (session, _):
             _drop_experts(session, names)
             session.execute(update(MemberRow).where(MemberRow.name.in_(names)).values(taking_part=False))
-            state = _newer_state(session)
+            state = read_state(session)
         return self._is_now(state)
 
     def advance_ledger(self, name: str, known: bytes, new: bytes) -> LedgerRecord:
@@ -118,77 +127,87 @@ class SqlStore:
             return after
 
     def touch(self) -> State:
-        with self._transaction() as session:
-            state = _newer_state(session, self._newest)
+        with self._change() as (session, _):
+            state = self._next(session, same=True)
         return self._is_now(state)
 
     def open_round(self, number: int, opened_at: float, deadline: float, cohort: Sequence[str]) -> State:
         left = select(MemberRow.name).where(MemberRow.taking_part.is_(False))
-        with self._transaction() as session:
+        with self._change() as (session, _):
             session.execute(delete(PoolRow).where(PoolRow.member.in_(left)))
+            session.execute(delete(QueryRow))
             session.add(RoundRow(number=number, opened_at=opened_at, deadline=deadline, outcome=OPEN))
             session.flush()
             session.add_all(PartRow(round=number, member=name) for name in cohort)
-            state = _newer_state(session)
+            state = read_state(session)
         return self._is_now(state)
 
     def record_message(
         self, number: int, step: int, name: str, message: bytes, traffic: Traffic, *, counts: bool
     ) -> State:
-        with self._transaction() as session:
+        with self._change(visible=False) as (session, change):
             session.add(MessageRow(round=number, step=step, member=name, message=message))
             part = session.get_one(PartRow, (number, name))
             part.step, part.message_digest = step, hashlib.sha256(message).digest()
-            part.counted = part.counted or counts
+            part.counted, part.changed = part.counted or counts, change
             _add_traffic(part, traffic)
-            now = _part(part)
-        return self._has_part(name, now)
+            now = part_of_row(part)
+        return self._has_part(name, now, change)
 
     def message(self, number: int, step: int, name: str) -> bytes:
         with self._transaction() as session:
             return session.get_one(MessageRow, (number, step, name)).message
 
     def open_step(self, number: int, step: int, deadline: float) -> State:
-        with self._transaction() as session:
+        with self._change() as (session, _):
             row = session.get_one(RoundRow, number)
             row.step, row.deadline = step, deadline
-            state = _newer_state(session)
+            state = read_state(session)
         return self._is_now(state)
 
     def record_publication(self, number: int, name: str, publication: StoredPublication, traffic: Traffic) -> State:
-        with self._transaction() as session:
+        with self._change(visible=False) as (session, change):
             part = session.get_one(PartRow, (number, name))
             part.expert, part.sketch, part.epoch = publication.expert, publication.sketch, publication.epoch
-            part.publication_digest = publication.digest
+            part.publication_digest, part.changed = publication.digest, change
             _add_traffic(part, traffic)
-            now = _part(part)
-        return self._has_part(name, now)
+            now = part_of_row(part)
+        return self._has_part(name, now, change)
 
     def replace_expert(self, number: int, name: str, publication: StoredPublication) -> State:
-        with self._transaction() as session:
+        with self._change() as (session, _):
             entry = session.get_one(PoolRow, name)
             entry.round, entry.expert, entry.sketch = number, publication.expert, publication.sketch
             entry.epoch, entry.digest = publication.epoch, publication.digest
-            state = _newer_state(session)
+            state = read_state(session)
         return self._is_now(state)
 
     def save_setup(self, epoch: int, name: str, setup: bytes, drop: int | None) -> State:
-        with self._transaction() as session:
+        with self._change() as (session, _):
             session.execute(delete(MatchingRow).where(MatchingRow.epoch == drop))
             session.add(MatchingRow(epoch=epoch, member=name, setup=setup))
-            state = _newer_state(session)
+            state = read_state(session)
         return self._is_now(state)
 
     def distrust_setup(self, epoch: int) -> State:
-        with self._transaction() as session:
+        with self._change() as (session, _):
             session.execute(update(MatchingRow).where(MatchingRow.epoch == epoch).values(setup=None))
-            state = _newer_state(session)
+            state = read_state(session)
         return self._is_now(state)
 
     def setups(self) -> dict[int, bytes]:
         with self._transaction() as session:
             rows = session.execute(select(MatchingRow.epoch, MatchingRow.setup).where(MatchingRow.setup.is_not(None)))
             return {row.epoch: row.setup for row in rows}
+
+    def record_query(self, number: int, name: str, digest: bytes) -> QueryRecord:
+        with self._transaction() as session:
+            row = session.get(QueryRow, (number, name))
+            if row is None:
+                row = QueryRow(round=number, member=name, digest=digest, answers=0)
+                session.add(row)
+            row.answers += row.digest == digest
+            return QueryRecord(row.digest, row.answers)
 
     def record_report(self, reporter: str, expert_id: str) -> bool:
         with self._transaction() as session:
@@ -199,7 +218,7 @@ class SqlStore:
             return True
 
     def close_round(self, number: int, closed_at: float, closing: Closing, traffic: Mapping[str, Traffic]) -> State:
-        with self._transaction() as session:
+        with self._change() as (session, _):
             row = session.get_one(RoundRow, number)
             row.outcome = ABANDONED if closing.global_prompt is None else CLOSED
             row.closed_at, row.global_prompt = closed_at, closing.global_prompt
@@ -211,9 +230,10 @@ class SqlStore:
                 _reveal_experts(session, number)
             session.execute(delete(MessageRow).where(MessageRow.round == number))
             session.execute(update(PartRow).where(PartRow.round == number).values(expert=None, sketch=None))
-            state = _newer_state(session)
-        empty_log(self._engine)
-        return self._is_now(state)
+            state = read_state(session)
+        self._is_now(state)
+        self._wipe()
+        return state
 
     def global_prompt(self, round_number: int) -> bytes:
         with self._transaction() as session:
@@ -228,11 +248,9 @@ class SqlStore:
     def pool(self) -> list[PoolEntry]:
         with self._transaction() as session:
             rows = session.execute(
-                select(PoolRow.member, MemberRow.expert_id, PoolRow.sketch, PoolRow.digest)
-                .join(MemberRow)
-                .order_by(PoolRow.member)
+                select(PoolRow.member, MemberRow.expert_id, PoolRow.sketch, PoolRow.digest).join(MemberRow)
             )
-            return [PoolEntry(*row) for row in rows]
+            return sorted((PoolEntry(*row) for row in rows), key=lambda entry: entry.owner)
 
     def experts(self, expert_ids: Sequence[str]) -> dict[str, bytes]:
         with self._transaction() as session:
@@ -241,62 +259,39 @@ class SqlStore:
             )
             return dict(rows.all())
 
+    @contextmanager
+    def _transaction(self) -> Iterator[Session]:
+        with Session(self._engine) as session, session.begin():
+            yield session
+
+    @contextmanager
+    def _change(self, *, visible: bool = True) -> Iterator[tuple[Session, int]]:
+        """A transaction that changes the state as it is known, and the number of that change."""
+        with self._transaction() as session:
+            yield session, count_change(session, self._newest, visible=visible)
+
+    def _next(self, session: Session, *, same: bool) -> State:
+        """The state after a visible change; nothing else of it has changed when it is the `same`."""
+        if self._newest is None or not same:
+            return read_state(session)
+        return replace(self._newest, version=self._newest.version + 1, changes=self._newest.changes + 1)
+
     def _is_now(self, state: State) -> State:
         """`state` has been committed."""
         self._newest = state
         return state
 
-    def _has_part(self, name: str, part: Part) -> State:
-        """The state in which a member's part of the open round is `part`, which has been committed."""
+    def _has_part(self, name: str, part: Part, change: int) -> State:
+        """The state after a change in which a member's part of the open round became `part`; it has been committed."""
         if self._newest is None or self._newest.open_round is None:
             return self.load()
         open_round = self._newest.open_round
         parts = {**open_round.parts, name: part}
-        return self._is_now(replace(self._newest, open_round=replace(open_round, parts=parts)))
+        return self._is_now(replace(self._newest, changes=change, open_round=replace(open_round, parts=parts)))
 
-
-def _newer_state(session: Session, same: State | None = None) -> State:
-    """The state with the next version: read, unless nothing else of `same` has changed."""
-    session.execute(update(MetaRow).values(version=MetaRow.version + 1))
-    return _state(session) if same is None else replace(same, version=same.version + 1)
-
-
-def _state(session: Session) -> State:
-    session.flush()
-    federation_id, version = session.execute(select(MetaRow.federation_id, MetaRow.version)).one()
-    members = session.execute(select(*(getattr(MemberRow, field.name) for field in fields(Member))))
-    pooled = session.execute(select(PoolRow.member, PoolRow.round, PoolRow.epoch, PoolRow.digest))
-    setups = session.execute(select(MatchingRow.epoch, MatchingRow.member, MatchingRow.setup.is_(None))).all()
-    completed = select(func.count()).select_from(RoundRow).where(RoundRow.outcome == CLOSED)
-    return State(
-        federation_id=federation_id,
-        version=version,
-        last_round=session.scalar(select(func.max(RoundRow.number))) or 0,
-        rounds_completed=session.scalar(completed) or 0,
-        members={row.name: Member(*row) for row in members},
-        pooled={row.member: PooledExpert(row.round, row.epoch, row.digest) for row in pooled},
-        matching_epochs=frozenset(epoch for epoch, _, wrong in setups if not wrong),
-        distrusted_setups=frozenset((epoch, member) for epoch, member, wrong in setups if wrong),
-        open_round=_open_round(session),
-    )
-
-
-def _open_round(session: Session) -> OpenRound | None:
-    row = session.execute(
-        select(RoundRow.number, RoundRow.opened_at, RoundRow.step, RoundRow.deadline).where(RoundRow.outcome == OPEN)
-    ).one_or_none()
-    if row is None:
-        return None
-    parts = session.execute(
-        select(PartRow.member, PartRow.step, PartRow.message_digest, PartRow.publication_digest, PartRow.epoch)
-        .where(PartRow.round == row.number)
-        .order_by(PartRow.member)
-    )
-    return OpenRound(*row, parts={part.member: Part(*part[1:]) for part in parts})
-
-
-def _part(row: PartRow) -> Part:
-    return Part(row.step, row.message_digest, row.publication_digest, row.epoch)
+    def _wipe(self) -> None:
+        """Have nothing that was deleted remain readable, as far as this database can."""
+        empty_log(self._engine)
 
 
 def _drop_experts(session: Session, names: Collection[str]) -> None:

@@ -1,7 +1,8 @@
 """What the coordinator needs of a database: a snapshot to decide on, and one transaction for each thing that happens.
 
 Each method that changes something is one transaction: after it returns the change survives a crash, and when it raises
-or the process is killed nothing of it has happened. The coordinator calls one method at a time.
+or the process is killed nothing of it has happened. The coordinator calls one method at a time. A change that was
+decided on an older state than the database's is refused with StateOvertaken.
 """
 
 from __future__ import annotations
@@ -74,6 +75,12 @@ class State:
     distrusted_setups: frozenset[tuple[int, str]]
     """Epochs and the members whose set-up for them proved to be wrong."""
     open_round: OpenRound | None
+    changes: int = 0
+    """Grows with every change of anything here."""
+
+
+class StateOvertaken(Exception):
+    """The database has another state than the one that a change was decided on; nothing has happened."""
 
 
 @dataclass(frozen=True)
@@ -93,6 +100,14 @@ class PooledExpert:
     round: int
     epoch: int
     digest: bytes
+
+
+@dataclass(frozen=True)
+class QueryRecord:
+    """A member's first query of matching in a round, by its SHA-256, and how often it has come."""
+
+    digest: bytes
+    answers: int
 
 
 @dataclass(frozen=True)
@@ -151,6 +166,10 @@ class History:
 class Store(Protocol):
     """The state of one federation. What changes it returns the State after the change."""
 
+    @property
+    def shared(self) -> SharedStore | None:
+        """This store, where other processes use it too."""
+
     def load(self) -> State: ...
 
     def history(self) -> History: ...
@@ -202,6 +221,9 @@ class Store(Protocol):
     def setups(self) -> dict[int, bytes]:
         """What is kept for matching, by epoch."""
 
+    def record_query(self, number: int, name: str, digest: bytes) -> QueryRecord:
+        """Note that a member asked this of matching in the open round; what it asked first is what counts."""
+
     def record_report(self, reporter: str, expert_id: str) -> bool:
         """Note that a member could not use another's expert; False when that was known already."""
 
@@ -221,3 +243,28 @@ class Store(Protocol):
         """Those of the pool's experts that are asked for, by id."""
 
     def close(self) -> None: ...
+
+
+class SharedStore(Store, Protocol):
+    """A store that several servers of one federation use at once. One of them at a time makes changes."""
+
+    def acquire(self) -> State:
+        """Wait until no other server makes changes, and keep them all from it until `release`; the newest state.
+
+        Between the two every other method works on the same session of the database, which ends with its lock.
+        """
+
+    def release(self) -> None:
+        """Let others make changes. Raises nothing: a lock that cannot be given back ends with its session."""
+
+    def is_current(self, state: State) -> bool:
+        """Whether no server has changed the state since. May be called at any time, from any thread.
+
+        Raises StateOvertaken when the database is another federation's now, or has another schema.
+        """
+
+    def refresh(self) -> State:
+        """The newest state, of which only what others changed is read again."""
+
+    def hear(self, silence: Mapping[str, float]) -> dict[str, float]:
+        """Note how many seconds ago this server heard of members; how many ago any did, of all. Between the two."""

@@ -175,7 +175,7 @@ def spoilt_in_the_pool(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def state_behind_the_store(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(SqlStore, "_has_part", lambda self, name, part: self._newest)
+    monkeypatch.setattr(SqlStore, "_has_part", lambda self, name, part, change: self._newest)
 
 
 def noise_that_nobody_pays_for(monkeypatch: pytest.MonkeyPatch) -> None:

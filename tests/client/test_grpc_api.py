@@ -311,6 +311,52 @@ async def test_a_fault_of_the_servers_storage_that_passes_ends_no_client(
     assert reasons == ["the server cannot use its storage at the moment; its log says why"] * 2
 
 
+async def test_where_one_server_does_not_answer_the_next_is_asked_and_stayed_with(
+    members: Any, make_plan: Callable[..., Plan]
+) -> None:
+    plan, reasons = make_plan(), []
+
+    def told(reason: PfedError, _pause: float) -> None:
+        reasons.append(str(reason))
+
+    async with (
+        served(plan, (2, 3), members.server) as address,
+        GrpcApi(free_address(), members.identity("a"), others=[address], retry_seconds=30, on_retry=told) as api,
+    ):
+        joining = api.join(fed.JoinRequest(plan_digest=plan.digest(), instance_id="a"))
+        reply, _ = await asyncio.gather(joining, api.get_plan())  # both turn from the first, and neither back to it
+        assert reply.name == "a"
+        assert len(reasons) == 2
+        assert all(reason.startswith("nothing listens at") for reason in reasons)
+        await api.heartbeat(fed.HeartbeatRequest(instance_id="a"))
+        assert len(reasons) == 2
+
+
+async def test_a_server_that_cannot_use_its_storage_is_turned_from_too(
+    members: Any, make_plan: Callable[..., Plan]
+) -> None:
+    class Full(SqlStore):
+        def save_member(self, member: Any) -> Any:
+            raise OSError("no space left on device")
+
+    plan, reasons = make_plan(), []
+    store = Full.in_memory(plan)
+    async with (
+        serving(Coordinator(plan, store, context_shape=(2, 3)), ANY_PORT, members.server) as full,
+        served(plan, (2, 3), members.server) as address,
+        GrpcApi(
+            full,
+            members.identity("a"),
+            others=[address],
+            retry_seconds=30,
+            on_retry=lambda reason, _: reasons.append(str(reason)),
+        ) as api,
+    ):
+        assert (await api.join(fed.JoinRequest(plan_digest=plan.digest(), instance_id="a"))).name == "a"
+    store.close()
+    assert reasons == ["the server cannot use its storage at the moment; its log says why"]
+
+
 async def test_one_refusal_may_be_a_server_going_down_two_are_believed(monkeypatch: pytest.MonkeyPatch) -> None:
     verdicts = iter([InsecureTransport("1"), ServerUnreachable("2"), IdentityError("3"), IdentityError("4")])
     monkeypatch.setattr(grpc_api, "explain_connection_failure", lambda *_: next(verdicts))

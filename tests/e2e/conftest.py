@@ -57,6 +57,12 @@ metrics = {metrics}
 PATIENCE_SECONDS = 240
 
 
+def free_address() -> str:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return f"127.0.0.1:{probe.getsockname()[1]}"
+
+
 class Network(Protocol):
     """What stands between the processes of a federation: `packets.Packets`, or `proxy.Proxy` without root."""
 
@@ -84,6 +90,8 @@ class Network(Protocol):
 class Federation:
     """Processes that share the folder `home`: one server, and clients called client-1, client-2, ..."""
 
+    free_address = staticmethod(free_address)
+
     def __init__(self, home: Path, clients: int, **settings: object) -> None:
         self.home = home
         self.names = [f"client-{number}" for number in range(1, clients + 1)]
@@ -92,16 +100,10 @@ class Federation:
         defaults |= {"step": 60, "heartbeat": 5, "metrics": "false"}
         defaults |= {"aggregation": "secure", "experts": "sealed", "matching": "he", "noise": ""}
         (home / "plan.toml").write_text(PLAN.format(clients=clients, **defaults | settings))
-        self.address = self.free_address()
+        self.address = free_address()
         self.processes: dict[str, subprocess.Popen[bytes]] = {}
         self.network: Network | None = None
         self._identities = False
-
-    @staticmethod
-    def free_address() -> str:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            return f"127.0.0.1:{probe.getsockname()[1]}"
 
     def join_network(self, network: Network, hosts: Sequence[str] = ()) -> None:
         """Have all processes on the machines of a network, with certificates of an authority of their own.
@@ -163,7 +165,7 @@ class Federation:
     def until(self, condition: Callable[[], bool], what: str) -> None:
         deadline = time.monotonic() + PATIENCE_SECONDS
         while not condition():
-            assert time.monotonic() < deadline, f"waited in vain until {what}: {self.log('server')}"
+            assert time.monotonic() < deadline, f"waited in vain until {what}: {self.story()}"
             time.sleep(0.02)
 
     def query(self, sql: str) -> list[tuple[object, ...]]:
@@ -199,6 +201,40 @@ class Federation:
                 stderr=log,
                 env=os.environ | {"OMP_NUM_THREADS": "1", "PFED_LEDGER": str(self.home / "ledgers")},
             )
+
+
+class Replicated(Federation):
+    """Servers called server-1 and server-2 on one database; clients know both, and turn to one of them first."""
+
+    def __init__(self, home: Path, clients: int, database: str) -> None:
+        super().__init__(home, clients)
+        self.database = database
+        self.addresses = {name: free_address() for name in ("server-1", "server-2")}
+
+    def start_replica(self, name: str) -> None:
+        before = self.log(name).count("listening") if (self.home / f"{name}.log").exists() else 0
+        options = ["--tls", "--plan", "plan.toml", "--listen", self.addresses[name], "--state", f"state/{name}"]
+        self._start(name, ["pfed_server", *options, "--database", self.database, "--exit-when-finished"])
+        self.until(lambda: self.log(name).count("listening") > before, f"{name} listens")
+
+    def start_client(self, name: str, *more: str) -> None:
+        servers = sorted(self.addresses.values(), reverse=bool(self.names.index(name) % 2))
+        super().start_client(name, "--server", ",".join(servers), *more)
+
+    def query(self, sql: str) -> list[tuple[object, ...]]:
+        import psycopg
+
+        with psycopg.connect(self.database) as connection:
+            return connection.execute(sql).fetchall()
+
+
+@pytest.fixture
+def replicated(tmp_path: Path, database_url: str) -> Iterator[Replicated]:
+    federation = Replicated(tmp_path, 3, database_url)
+    yield federation
+    for process in federation.processes.values():
+        process.kill()
+        process.wait(timeout=20)
 
 
 @pytest.fixture

@@ -207,7 +207,10 @@ async def test_keys_that_spoil_everything_are_replaced_by_another_members(scene:
             await it.next_round()
         assert it.store.load().matching_epochs == {1}  # known only when somebody asks again
         asking = asyncio.create_task(it.match("anna", it.query("anna", 4)))
-        await asyncio.sleep(0.3)
+        async with asyncio.timeout(30):
+            while not it.coordinator.federation.state.distrusted_setups:
+                await asyncio.sleep(0.01)
+        await asyncio.sleep(0.1)
         assert not asking.done()
         assert it.store.load().distrusted_setups == {(1, "anna")}
         with pytest.raises(MessageRejected, match="anna was not asked"):

@@ -14,7 +14,7 @@ from pfed_server import migrations
 from pfed_server.audit import AUDIT_FILE
 from pfed_server.audit_chain import verify
 from pfed_server.cli import DEMO_PLAN
-from pfed_server.database import DATABASE_FILE, LOCK_FILE
+from pfed_server.database import DATABASE_FILE, ELSEWHERE_FILE, LOCK_FILE
 from pfedsecure.clip.config import context_shape
 from pfedsecure.plan import Plan
 
@@ -48,6 +48,9 @@ def plan(file: Path | None) -> Iterator[Finding]:
 def state(folder: Path, plan_file: Path | None) -> Iterator[Finding]:
     """Of the database, which is read and not changed."""
     database = folder / DATABASE_FILE
+    if (folder / ELSEWHERE_FILE).exists():
+        yield Finding("state", "ok", f"{folder} belongs to a federation in PostgreSQL, which is not looked at here")
+        return
     if not database.exists():
         yield Finding("state", "ok", f"{folder} holds no state yet: pfed-server will make one")
         return
