@@ -63,6 +63,8 @@ class PostgresStore(SqlStore):
         connection = self._engine.connect()
         try:
             lock(connection)
+            self._newest_in(connection)
+            connection.commit()
             self._held = connection
             return self.refresh()
         except BaseException:
@@ -78,11 +80,7 @@ class PostgresStore(SqlStore):
 
     def is_current(self, state: State) -> bool:
         with self._looking.connect() as connection:
-            newest = select(MetaRow.federation_id, MetaRow.version, MetaRow.changes, _SCHEMA)
-            federation_id, version, changes, schema = connection.execute(newest).one()
-        if (federation_id, schema) != self._is_of:
-            raise StateOvertaken("the database has another federation or schema since; start this server again")
-        return (version, changes) == (state.version, state.changes)
+            return self._newest_in(connection) == (state.version, state.changes)
 
     def refresh(self) -> State:
         with self._transaction() as session:
@@ -99,6 +97,14 @@ class PostgresStore(SqlStore):
                 session.execute(heard.on_conflict_do_update(index_elements=["member"], set_={"heard_at": latest}))
             ages = session.execute(select(PresenceRow.member, now - PresenceRow.heard_at))
             return {name: float(seconds) for name, seconds in ages}
+
+    def _newest_in(self, connection: Connection) -> tuple[int, int]:
+        """Version and number of changes of the newest state; raises as `is_current`."""
+        newest = select(MetaRow.federation_id, MetaRow.version, MetaRow.changes, _SCHEMA)
+        federation_id, version, changes, schema = connection.execute(newest).one()
+        if (federation_id, schema) != self._is_of:
+            raise StateOvertaken("the database has another federation or schema since; start this server again")
+        return version, changes
 
     @contextmanager
     def _transaction(self) -> Iterator[Session]:

@@ -30,7 +30,7 @@ from pfed_server.audit import AUDIT_FILE, AuditLog
 from pfed_server.cli import DEMO_PLAN
 from pfed_server.clock import SystemClock
 from pfed_server.coordinator import Coordinator
-from pfed_server.database import DATABASE_FILE
+from pfed_server.database import DATABASE_FILE, ELSEWHERE_FILE
 from pfed_server.events import left
 from pfed_server.revocation import KEPT_FILE
 from pfed_server.sql_store import SqlStore
@@ -221,6 +221,14 @@ def test_another_plan_than_the_states_is_found(deployment: Path) -> None:
     assert PLAN.digest()[:12] in said
     said = wrong(of_server("--plan", "nowhere.toml"))[0]
     assert said.startswith("plan: nowhere.toml: cannot read the plan")
+
+
+def test_a_state_whose_federation_is_in_postgresql_is_not_taken_for_a_new_one(deployment: Path) -> None:
+    (deployment / "state/server" / DATABASE_FILE).unlink()
+    (deployment / "state/server" / ELSEWHERE_FILE).write_text("f" * 32)
+    (finding,) = [finding for finding in of_server() if finding.check == "state"]
+    assert finding.level == "ok"
+    assert finding.said.endswith("belongs to a federation in PostgreSQL, which is not looked at here")
 
 
 def test_a_taken_port_and_a_wrong_host_are_found(deployment: Path, unused_tcp_port: int) -> None:

@@ -207,7 +207,8 @@ class Replicated(Federation):
     """Servers called server-1 and server-2 on one database; clients know both, and turn to one of them first."""
 
     def __init__(self, home: Path, clients: int, database: str) -> None:
-        super().__init__(home, clients)
+        # Nobody is taken for gone who is stopped until a server is back, on a busy machine.
+        super().__init__(home, clients, heartbeat=15, step=200)
         self.database = database
         self.addresses = {name: free_address() for name in ("server-1", "server-2")}
 
