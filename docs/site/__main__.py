@@ -18,16 +18,18 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def build(out: Path) -> list[str]:
-    """Write everything to the folder `out`, in place of what it had; what is wrong with the links, in words."""
+    """Write everything to the folder `out`, in place of what it had; links that do not hold and warnings, in words."""
     shutil.rmtree(out, ignore_errors=True)
     problems = pages.write(ROOT, out)
-    reference.write(ROOT, out / reference.FOLDER)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        reference.write(ROOT, out / reference.FOLDER)
+    problems += [f"{warning.category.__name__}: {warning.message}" for warning in caught]
     return problems + links.broken(out)
 
 
 if __name__ == "__main__":
     target = Path(sys.argv[1]) if len(sys.argv) > 1 else ROOT / "build" / "docs"
-    warnings.simplefilter("error")
     wrong = build(target)
     print("\n".join(wrong), file=sys.stderr, end="\n" if wrong else "")
     if not wrong:

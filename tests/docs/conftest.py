@@ -26,8 +26,7 @@ PROGRAMS = {"pfed": "pfed_cli.main", "pfed-server": "pfed_server", "pfed-client"
 CHECKOUT = ("README.md", "constraints.txt", "deploy", "docs")
 """What commands read or change in the folder that they are run in."""
 MACHINES = ("server", "client")
-PATIENCE_SECONDS = 150
-PEER = "pfed-client --threads 1"
+PATIENCE_SECONDS = 280
 
 
 def words_of(command: str) -> list[str]:
@@ -65,7 +64,7 @@ class World:
         self.home = folder / "checkout"
         self._machines = folder / "machines"
         self._folder, self._stack = folder, stack
-        self._federations: dict[tuple[str, ...], Path] = {}
+        self._federation: Path | None = None
         self._server: str | None = None
         self.home.mkdir()
         for name in CHECKOUT:
@@ -100,20 +99,21 @@ class World:
             self.start(command, self.home, self._folder / "server.log", lambda said: "listening on" in said)
         return self._server
 
-    def federation(self, members: Sequence[str], server: str = "pfed-server --tls") -> Path:
-        """The folder of a finished federation, of a server and members with these commands, as many as it takes."""
-        commands = (*members, *[PEER] * (3 - len(members)))
-        if commands not in self._federations:
-            home = self._folder / f"federation-{len(self._federations)}"
+    def federation(self, members: Sequence[str], server: str) -> Path:
+        """The folder of a finished federation, of a server and members with these commands; one for all tests."""
+        if self._federation is None:
+            home = self._folder / "federation"
             home.mkdir()
             demo = (Path(pfedsecure.__file__).parent / "demo_plan.toml").read_text()
-            for setting, short in (("count = 10", "count = 2"), ("local_epochs = 5", "local_epochs = 1")):
+            shorter = {"count = 10": "count = 2", "local_epochs = 5": "local_epochs = 1"}
+            shorter["minimum_cohort = 3"] = f"minimum_cohort = 3\nstart_clients = {len(members)}"
+            for setting, short in shorter.items():
                 assert setting in demo
                 demo = demo.replace(setting, short)
             (home / "short.toml").write_text(demo)
-            self._play(home, commands, server)
-            self._federations[commands] = home
-        return self._federations[commands]
+            self._play(home, members, server)
+            self._federation = home
+        return self._federation
 
     def _play(self, home: Path, commands: Sequence[str], server: str) -> None:
         address = self.free_address()

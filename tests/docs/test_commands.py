@@ -55,7 +55,7 @@ PLACES = {
 SHORTER = {
     r"^make": "make --dry-run",  # what it would do; the programs are run by other tests
     r"^pfed bench [\w-]+": "\\g<0> --quick",
-    r"(?<=^pfed simulate --clients )\d+": "5 --rounds 1",
+    r"(?<=^pfed simulate --clients )\d+": "3 --rounds 1",
     r" --flower-python \S+": "",  # Flower is not among the packages of constraints.txt
     r"(?<=pytest tests/chaos) -m slow": "\\g<0> --collect-only",  # minutes; `make test-slow` runs them
 }
@@ -146,6 +146,13 @@ def is_member(command: str) -> bool:
     return re.match(r"pfed-client( --|$)", command) is not None
 
 
+MEMBERS = [PRIVATE]
+for _block in SHELL:
+    MEMBERS += [command for command in _block.commands if is_member(command) and command != PRIVATE]
+SERVERS = [command for command in COMMANDS if command.startswith("pfed-server")]
+"""All that the docs have take part in one federation, the private one as client-1."""
+
+
 def is_cheap(block: Block) -> bool:
     return all(command in NOT_RUN or command.split()[0] in CHEAP for command in block.commands)
 
@@ -177,6 +184,11 @@ def test_every_command_is_run_or_listed(command: str) -> None:
     assert command in NOT_RUN or command.split()[0] in run, "neither run nor listed: see the table of this test"
 
 
+def test_one_server_will_do() -> None:
+    assert len(SERVERS) == 1
+    assert len(MEMBERS) >= 3
+
+
 def test_the_table_knows_nothing_that_the_docs_do_not_say() -> None:
     assert set(NOT_RUN) <= set(COMMANDS)
     assert PRIVATE in COMMANDS
@@ -205,7 +217,9 @@ def resolved(words: list[str]) -> tuple[click.Context, list[str]]:
 def parsed(command: str) -> None:
     """Let click read a command of ours, without running it. Raises click.UsageError."""
     context, rest = resolved(shlex.split(command))
-    context.command.make_context(context.info_name, rest, parent=context.parent)
+    made = context.command.make_context(context.info_name, rest, parent=context.parent)
+    if isinstance(made.command, click.Group) and (left := [*made._protected_args, *made.args]):
+        made.command.resolve_command(made, left)  # which is none that there is
 
 
 @pytest.mark.parametrize("command", [command for command in COMMANDS if command.split()[0] in OURS])
@@ -218,7 +232,7 @@ def test_options_exist_and_parse(command: str, monkeypatch: pytest.MonkeyPatch) 
 def test_options_in_running_text_exist(code: str) -> None:
     """These have gaps, so that they cannot be parsed as they are."""
     context, rest = resolved(re.sub(r"[\[\]]", " ", code).split())
-    assert not (rest and isinstance(context.command, click.Group) and re.fullmatch("[a-z-]+", rest[0]))
+    assert not (rest and isinstance(context.command, click.Group) and re.fullmatch("[a-z][a-z-]*", rest[0]))
     there = {
         option
         for parameter in context.command.get_params(context)
@@ -246,12 +260,10 @@ def test_plans_are_plans(block: Block, tmp_path: Path) -> None:
 
 def run_block(block: Block, world: Any) -> None:
     """Run a block's commands one after the other; those that take part in a federation together."""
-    members = [command for command in block.commands if is_member(command)]
-    servers = [command for command in block.commands if command.startswith("pfed-server")]
-    assert len(servers) <= 1
-    if members or servers:
-        assert len(members) + len(servers) == len(block.commands), "members and servers stand in a block of their own"
-        world.federation(members, *servers)
+    together = [command for command in block.commands if command in (*MEMBERS, *SERVERS)]
+    if together:
+        assert together == list(block.commands), "who takes part in a federation stands in a block of its own"
+        world.federation(MEMBERS, *SERVERS)
         return
     for command in block.commands:
         if command not in NOT_RUN:
@@ -261,7 +273,7 @@ def run_block(block: Block, world: Any) -> None:
 def run_command(command: str, world: Any) -> None:
     where = world.home
     if "state/clients/client-1" in command:
-        where = world.federation([PRIVATE])
+        where = world.federation(MEMBERS, *SERVERS)
     values = VALUES | {"images": world.images, "free": world.free_address()}
     if re.search(r"/(etc|var)/|pfed\.example", command):
         values["machine"] = world.machine("client" if "doctor client" in command else "server")
@@ -286,15 +298,17 @@ def test_cheap_commands_run(block: Block, world: Any) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize("block", [block for block in SHELL if not is_cheap(block)], ids=str)
 def test_commands_run(block: Block, world: Any) -> None:
     run_block(block, world)
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 def test_the_example_reads_what_was_exported(world: Any) -> None:
     """README.md says so beside `pfed-client export`, which may have run in another process of these tests."""
-    where = world.federation([PRIVATE])
+    where = world.federation(MEMBERS, *SERVERS)
     for command in (
         "pfed-client export --state state/clients/client-1 again.safetensors",
         f"{sys.executable} {ROOT}/docs/examples/load_export.py again.safetensors {world.images}/star/0.png",
