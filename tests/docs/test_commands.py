@@ -65,6 +65,8 @@ NOT_RUN = {
     "useradd --system --home-dir /var/lib/pfed --shell /usr/sbin/nologin pfed": "changes this machine",
     "/opt/pfed/bin/pip install --constraint constraints.txt --requirement deploy/server-requirements.txt": "downloads",
     "/opt/pfed/bin/pip install --no-deps .": "tests/test_wheel.py builds and installs the package",
+    "/opt/pfed/bin/pip install --constraint constraints.txt 'psycopg[binary]'": "downloads",
+    "install -m 0600 -o root pgpass /etc/pfed/pgpass": "is for root, and for a file with a password",
     "systemctl daemon-reload": "changes this machine",
     "systemctl enable --now pfed-server": "changes this machine; tests/test_deploy.py checks the unit",
     "pfed bench operations --long --json FILE": "takes hours",
@@ -165,7 +167,7 @@ VALUES |= {"python": sys.executable, "head": "0" * 64}
 
 def test_there_are_commands_and_every_other_block_names_its_language() -> None:
     assert len(COMMANDS) > 25
-    known = {"sh", "toml", "text", "ini", "python", "json", "yaml"}
+    known = {"sh", "sql", "toml", "text", "ini", "python", "json", "yaml"}
     assert {block.language for block in BLOCKS} <= known
     hidden = [f"{b}: {line}" for b in BLOCKS if b.language != "sh" for line in b.text.splitlines() if shell_line(line)]
     assert hidden == [], "commands in a block that says it is something else"
