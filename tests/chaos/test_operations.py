@@ -57,6 +57,7 @@ def test_sequences_that_hypothesis_makes() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(3600)
 def test_thousands_of_sequences() -> None:
     """Others in every run; `pfed bench operations --long` runs more."""
     count = int(os.environ.get("PFED_SEQUENCES", "2000"))
