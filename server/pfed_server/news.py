@@ -18,8 +18,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
-WOKEN_A_SECOND = 100.0
-"""Callers, in the long run, for news that nobody acts on: a few hear of each change, a thousand every ten seconds."""
+WOKEN_A_SECOND = 25.0
+"""Callers, in the long run, for news that nobody acts on: a few hear of each change at once, a thousand when they ask
+again, as they do with every heartbeat."""
 GROUP = 10
 PAUSE_SECONDS = 0.01
 """Between two groups: a thousand are woken within a second."""
