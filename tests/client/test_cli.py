@@ -296,6 +296,8 @@ def test_other_images_than_those_joined_with(joined: Joined, home: Path, tmp_pat
     record["settings"]["data"] = str(data)
     fingerprint = open_images(str(data), strict=True).fingerprint()
     (state / "client.json").write_text(json.dumps(record | {"data_fingerprint": fingerprint}))
+    refused(pfed_client("evaluate", "--state", state), 60, r"split\.json: is of other images; restore")
+    (state / "split.json").unlink()
     assert pfed_client("evaluate", "--state", state).exit_code == 0
     (data / "one" / "0.png").unlink()
     refused(pfed_client("evaluate", "--state", state), 60, other)
