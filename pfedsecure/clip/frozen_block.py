@@ -39,7 +39,8 @@ class FrozenBlock:
 
     def after_attention(self, x: Tensor) -> Tensor:
         """`x + ls_2(mlp(ln_2(x)))`."""
-        inner = self._ln_2(x)
+        inner: Tensor = self._ln_2(x)
         for part in self._mlp:
             inner = part(inner)
-        return x + self._ls_2(inner)
+        scaled: Tensor = self._ls_2(inner)
+        return x + scaled

@@ -41,7 +41,7 @@ class FrozenMap:
         bias = None if self._bias is None else self._bias[self._outputs]
         if self._weight.requires_grad or not _worth_it(x, self._weight):
             return F.linear(x, self.weight, bias)
-        product: Tensor = _Product.apply(x, self._forwards, self._backwards, bias)  # type: ignore[no-untyped-call]
+        product: Tensor = _Product.apply(x, self._forwards, self._backwards, bias)
         return product
 
 
@@ -71,7 +71,8 @@ class _Ordered:
         if self._made is None or self._made[0] != state:
             ordered = torch.ops.mkldnn._reorder_linear_weight(matrix.detach().contiguous(), _USUAL_ROWS)
             self._made = state, ordered
-        return self._made[1]
+        found: Tensor = self._made[1]
+        return found
 
 
 class _Product(torch.autograd.Function):
@@ -88,16 +89,16 @@ class _Product(torch.autograd.Function):
         _, ctx.there, ctx.back, _ = inputs
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:  # type: ignore[override]
-        return _Product.apply(gradient, ctx.back, ctx.there, None), None, None, None  # type: ignore[no-untyped-call]
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:
+        return _Product.apply(gradient, ctx.back, ctx.there, None), None, None, None
 
     @staticmethod
-    def vmap(  # type: ignore[override]
+    def vmap(
         info: Any, in_dims: tuple[int | None, ...], x: Tensor, there: _Ordered, back: _Ordered, bias: Tensor | None
     ) -> tuple[Tensor, int | None]:
         if in_dims[0] is not None:
             x = x.movedim(in_dims[0], 0)
-        product: Tensor = _Product.apply(x, there, back, bias)  # type: ignore[no-untyped-call]
+        product: Tensor = _Product.apply(x, there, back, bias)
         return product, None if in_dims[0] is None else 0
 
 
@@ -106,6 +107,6 @@ def _worth_it(x: Tensor, weight: Tensor) -> bool:
         x.numel() <= MOST_ROWS * x.shape[-1]
         and x.device.type == weight.device.type == "cpu"
         and x.dtype == weight.dtype == torch.float32
-        and torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+        and torch.backends.mkldnn.is_available()
         and not torch.is_autocast_enabled("cpu")
     )
