@@ -70,6 +70,7 @@ def test_links_that_hold(modules: dict[str, Any], tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 def test_it_builds(tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, str(SITE), str(tmp_path / "built")], capture_output=True, text=True, check=False
