@@ -104,7 +104,7 @@ def scaling_cases(base: Case) -> list[Case]:
 def compare(case: Case, rounds: int, cache: Path) -> Row:
     """One row of both ways."""
     published = measure_published(case, PUBLISHED_STEPS.get(case.classes, 4))
-    ours = measure_ours(case, rounds, cache)
+    ours = measure_ours(case, rounds, cache / f"{case.model}-{case.classes}")  # its first epoch encodes its images
     published_step = median(published.steps[1:])
     epoch = median(ours.rounds[1:]) / case.epochs
     n_compared = len(published.losses)

@@ -8,9 +8,8 @@ from __future__ import annotations
 import math
 
 import torch
-from torch import Tensor
-
-from .frozen_block import FrozenAttention
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 
 class PrefixAttention:
@@ -29,10 +28,13 @@ class PrefixAttention:
         self.eot_rows = n_prefix + torch.arange(len(eot), device=device) * n_tail + eot
         """Where each class's EOT is `(C,)`."""
 
-    def all_rows(self, attention: FrozenAttention, x: Tensor) -> Tensor:
+    def all_rows(self, attention: nn.MultiheadAttention, x: Tensor) -> Tensor:
         """What `attention` gives for every token of `x (P, n_prefix + C * t, d)`, in the same shape."""
         n_prefix, by_class = self._n_prefix, self._by_class
-        q, k, v = (_heads(attention, part) for part in attention.qkv(x).chunk(3, dim=-1))  # each (P, h, tokens, e)
+        q, k, v = (
+            _heads(attention, part)  # (P, h, tokens, e)
+            for part in F.linear(x, attention.in_proj_weight, attention.in_proj_bias).chunk(3, dim=-1)
+        )
         q = q / math.sqrt(q.shape[-1])
 
         prefix_k, prefix_v = k[:, :, :n_prefix], v[:, :, :n_prefix]
@@ -49,11 +51,15 @@ class PrefixAttention:
         ).flatten(2, 3)
         return _merged(attention, torch.cat([prefix_out, tail_out], dim=2))
 
-    def eot_only(self, attention: FrozenAttention, x: Tensor) -> Tensor:
+    def eot_only(self, attention: nn.MultiheadAttention, x: Tensor) -> Tensor:
         """What `attention` gives for the EOT of every class alone, `(P, C, d)`: all that the last block is for."""
-        n_prefix = self._n_prefix
-        q = _heads(attention, attention.q(x[:, self.eot_rows]))
-        k, v = (_heads(attention, part) for part in attention.kv(x).chunk(2, dim=-1))
+        n_prefix, width = self._n_prefix, x.shape[-1]
+        weight, bias = attention.in_proj_weight, attention.in_proj_bias
+        q = _heads(attention, F.linear(x[:, self.eot_rows], weight[:width], None if bias is None else bias[:width]))
+        k, v = (
+            _heads(attention, part)
+            for part in F.linear(x, weight[width:], None if bias is None else bias[width:]).chunk(2, dim=-1)
+        )
         q = q / math.sqrt(q.shape[-1])  # (P, h, C, e)
 
         tail_k, tail_v = (part[:, :, n_prefix:].unflatten(2, self._by_class) for part in (k, v))  # (P, h, C, t, e)
@@ -65,12 +71,12 @@ class PrefixAttention:
         return _merged(attention, weights[..., :n_prefix] @ v[:, :, :n_prefix] + from_tail)
 
 
-def _heads(attention: FrozenAttention, x: Tensor) -> Tensor:
+def _heads(attention: nn.MultiheadAttention, x: Tensor) -> Tensor:
     """`(P, tokens, d)` as `(P, h, tokens, e)`."""
-    heads: Tensor = x.unflatten(-1, (attention.n_heads, -1))
+    heads: Tensor = x.unflatten(-1, (attention.num_heads, -1))
     return heads.transpose(1, 2)
 
 
-def _merged(attention: FrozenAttention, x: Tensor) -> Tensor:
+def _merged(attention: nn.MultiheadAttention, x: Tensor) -> Tensor:
     """`(P, h, tokens, e)` through the output map, `(P, tokens, d)`."""
-    return attention.out(x.transpose(1, 2).flatten(2))
+    return F.linear(x.transpose(1, 2).flatten(2), attention.out_proj.weight, attention.out_proj.bias)

@@ -19,7 +19,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from pfedsecure.clip.frozen_block import FrozenBlock
 from pfedsecure.clip.prefix_attention import PrefixAttention
 from pfedsecure.errors import BackboneError
 
@@ -81,11 +80,7 @@ class TextTower(nn.Module):
             or getattr(source, "attn_mask", None) is None
             or getattr(source, "cls_emb", None) is not None
             or getattr(source, "use_pad_mask", False)
-            or not all(
-                isinstance(getattr(block, "attn", None), nn.MultiheadAttention)
-                and isinstance(getattr(block, "mlp", None), nn.Sequential)
-                for block in blocks
-            )
+            or not all(isinstance(getattr(block, "attn", None), nn.MultiheadAttention) for block in blocks)
         ):
             raise BackboneError(
                 "this model's text tower is not a causal CLIP transformer read at EOT, which prompts need; "
@@ -97,7 +92,6 @@ class TextTower(nn.Module):
         self.ln_final: nn.Module = source.ln_final
         self.text_projection: nn.Parameter | nn.Linear | None = source.text_projection
         self.requires_grad_(False)
-        self._frozen_blocks = [FrozenBlock(block) for block in blocks]
 
     @property
     def width(self) -> int:
@@ -176,13 +170,14 @@ class TextTower(nn.Module):
         # One row of tokens per prompt, prefix first and all tails behind it, so that every linear map runs once.
         x = torch.cat([prefix, tails.reshape(1, -1, width).expand(n_prompts, -1, -1)], dim=1)
         attention = PrefixAttention(n_prefix, n_tail, classes.eot)
-        *blocks, last = self._frozen_blocks
+        *blocks, last = self.blocks
+        block: Any
         for block in blocks:
-            x = x + block.ls_1(attention.all_rows(block.attention, block.ln_1(x)))
-            x = block.after_attention(x)
-        # Of what the last block makes, EOT alone is looked at.
-        x = x[:, attention.eot_rows] + last.ls_1(attention.eot_only(last.attention, last.ln_1(x)))
-        x = last.after_attention(x)
+            x = x + block.ls_1(attention.all_rows(block.attn, block.ln_1(x)))
+            x = x + block.ls_2(block.mlp(block.ln_2(x)))
+        block = last  # of what it makes, EOT alone is looked at
+        x = x[:, attention.eot_rows] + block.ls_1(attention.eot_only(block.attn, block.ln_1(x)))
+        x = x + block.ls_2(block.mlp(block.ln_2(x)))
 
         at_eot = self.ln_final(x)
         if isinstance(self.text_projection, nn.Linear):
