@@ -12,7 +12,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 _FOLDER = click.Path(file_okay=False, path_type=Path)
 
 
-def data_option(content: str, *, default: Path | None = Path("../shared/data")) -> Callable[[F], F]:
+def data_option(content: str, *, default: Path | None = Path("photographs")) -> Callable[[F], F]:
     """`--data`, a folder with `content`; None without it, where `default` is None."""
     return click.option("--data", type=_FOLDER, default=default, show_default=default is not None, help=content)
 
