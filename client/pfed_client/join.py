@@ -9,11 +9,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
-import os
 import re
-import signal
 import threading
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -32,8 +30,9 @@ from pfed_client.saved import DEFAULT_STATES
 from pfed_client.session import Session
 from pfed_client.splitting import split
 from pfed_client.state import ClientState, Settings
+from pfed_client.stopping import until_stopped
 from pfedsecure.aggregation.factory import client_aggregation
-from pfedsecure.console import INTERRUPTED, Address
+from pfedsecure.console import Address
 from pfedsecure.data import ImageSet, open_images
 from pfedsecure.errors import IdentityError, PlanMismatch, StateError, StateLocked
 from pfedsecure.experts.factory import client_experts
@@ -94,7 +93,7 @@ def take_part(options: JoinOptions, watch: Watcher, warn: Callable[[str], None])
         if not options.insecure and identity is None:
             identity = _own_identity(state)
         settings = _settings(options, state)
-        return asyncio.run(_until_stopped(_join(options, state, identity, settings, expected, watch, warn)))
+        return asyncio.run(until_stopped(_join(options, state, identity, settings, expected, watch, warn)))
 
 
 async def _join(
@@ -222,28 +221,6 @@ async def _sessions(
         return await asyncio.to_thread(prepare)
     finally:
         stopped.set()
-
-
-async def _until_stopped(work: Coroutine[None, None, None]) -> int:
-    """Exit status of `work`: 0, also when SIGTERM ended it, and 130 after SIGINT. A second signal ends it at once."""
-    signals: list[int] = []
-    task = asyncio.ensure_future(work)
-
-    def stop(number: int) -> None:
-        if signals:
-            os._exit(128 + number)  # what is on disk is whole at any instant
-        signals.append(number)
-        task.cancel()
-
-    for number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(number, stop, number)
-    try:
-        await task
-    except asyncio.CancelledError:
-        if not signals:
-            raise
-        return INTERRUPTED if signals[0] == signal.SIGINT else 0
-    return 0
 
 
 def _open_state(options: JoinOptions, identity: Identity | None) -> ClientState:

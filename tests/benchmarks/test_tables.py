@@ -135,6 +135,6 @@ def test_a_benchmark_without_a_table_is_named() -> None:
 
     with pytest.raises(
         BenchError,
-        match="other has no table; those that do: audit, dp-step, experts, federation, matching, privacy-utility,",
+        match="other has no table; those that do: audit, dp-step, experts, federation, load, matching, precision,",
     ):
         table_of(other)
