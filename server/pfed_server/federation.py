@@ -21,7 +21,7 @@ from pfed_server.liveness import Liveness
 from pfed_server.messages import StepMessages
 from pfed_server.news import News
 from pfed_server.replicas import Looks, Presence
-from pfed_server.rounds import Transition, draw_cohort, due_transition, open_number, senders, summary
+from pfed_server.rounds import Transition, draw_cohort, due_transition, moved, open_number, senders, summary
 from pfed_server.store import Closing, OpenRound, State, Store, Traffic
 from pfedsecure.aggregation.interface import RoundIdentity, ServerAggregation, ServerAggregationRound
 from pfedsecure.console import one_line
@@ -218,13 +218,24 @@ class Federation:
         """Make every transition that is due, and tell the clients when the number of those online has changed."""
         if self._presence is not None and self._presence.is_due(self._announced_online):
             await self.share_presence()
-        while (transition := due_transition(self.plan, self._state, self.online(), self.clock.now())) is not None:
+        while (transition := await self._due()) is not None:
             if transition is Transition.OPEN_ROUND:
                 await self._open_round(self._state.last_round + 1)
             elif (open_round := self._state.open_round) is not None:
                 await self._end_step(open_round)
         if self._announced_online != self.online():
             await self.change(self.store.touch)
+
+    async def _due(self) -> Transition | None:
+        """What has to happen now. Nobody is silent to one server who was heard of by another."""
+        due = self._due_as_known_here()
+        if due is not None and self._presence is not None:
+            await self.share_presence()
+            due = self._due_as_known_here()
+        return due
+
+    def _due_as_known_here(self) -> Transition | None:
+        return due_transition(self.plan, self._state, self.online(), self.clock.now())
 
     async def _open_round(self, number: int) -> None:
         opened_at = self.clock.now()
@@ -314,9 +325,7 @@ class Federation:
         """Whether `_advance` has something to do, as far as is known here."""
         if self._presence is not None and self._presence.is_due(self._announced_online):
             return True
-        online = self.online()
-        due = due_transition(self.plan, self._state, online, self.clock.now()) is not None
-        return due or online != self._announced_online
+        return self._due_as_known_here() is not None or self.online() != self._announced_online
 
     async def _look(self) -> None:
         """Take over what other servers have changed."""
@@ -333,17 +342,7 @@ class Federation:
             self._traffic.clear()
         if state.version != before.version:
             self._announced_online = self.online()
-            self._news.tell(state.version, urgent=_moved(before, state))
+            self._news.tell(state.version, urgent=moved(before, state))
         self._wake.set()
         for listener in self._when_changed:
             listener(before, state)
-
-
-def _moved(before: State, after: State) -> bool:
-    """Whether something has changed that members act on."""
-    return _place(before) != _place(after)
-
-
-def _place(state: State) -> tuple[int, int, int]:
-    step = 0 if state.open_round is None else state.open_round.step
-    return state.last_round, step, state.rounds_completed

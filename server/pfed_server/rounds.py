@@ -42,6 +42,11 @@ def open_number(state: State) -> int:
     return 0 if state.open_round is None else state.open_round.number
 
 
+def moved(before: State, after: State) -> bool:
+    """Whether something has changed that members act on: a round or a step began or ended."""
+    return _place(before) != _place(after)
+
+
 def summary(record: RoundRecord) -> str:
     """A round that ended, as a line of the log."""
     head = f"round {record.number} {record.outcome}: cohort {record.cohort}, updates {record.updates}"
@@ -108,3 +113,8 @@ def _everything_arrived(plan: Plan, state: State, open_round: OpenRound, online:
     ]
     published = plan.n_experts == 0 or step > 1 or all(publication is not None for _, publication in awaited)
     return published and all(sent >= step for sent, _ in awaited)
+
+
+def _place(state: State) -> tuple[int, int, int]:
+    step = 0 if state.open_round is None else state.open_round.step
+    return state.last_round, step, state.rounds_completed

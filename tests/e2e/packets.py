@@ -92,8 +92,8 @@ class Packets:
         """Give a machine another address in the place of its own; the new one. Nothing answers at the old one."""
         namespace, old, new = self._namespace(name), self.address(name), f"10.77.0.{self._numbers[name] + 100}"
         device = next(d for d in json.loads(ip("-j", "-n", namespace, "addr")) if d["ifname"] != "lo")["ifname"]
+        ip("-n", namespace, "addr", "del", f"{old}/24", "dev", device)  # first: others of its subnet would go with it
         ip("-n", namespace, "addr", "add", f"{new}/24", "dev", device)
-        ip("-n", namespace, "addr", "del", f"{old}/24", "dev", device)
         self._by_address[_packed(new)] = self._by_address.pop(_packed(old))
         self._numbers[name] += 100
         return new

@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, closing, contextmanager
+from dataclasses import replace
 from functools import partial
 from itertools import count
 from pathlib import Path
@@ -22,8 +23,9 @@ from pfed_server.coordinator import Coordinator
 from pfed_server.postgres import parse_location
 from pfed_server.reading import count_change
 from pfed_server.replicas import Looks
+from pfed_server.rounds import Transition
 from pfed_server.shared_store import PostgresStore
-from pfed_server.store import OpenRound, StateOvertaken
+from pfed_server.store import OpenRound, Part, StateOvertaken
 from pfedsecure.errors import MessageRejected, NameTaken
 from pfedsecure.matching.plain import PlainServerMatching
 from pfedsecure.plan import Plan
@@ -143,6 +145,27 @@ async def test_who_waits_at_one_hears_of_what_happens_at_the_other(make_plan: Ma
         assert (await one.until_round("anna", 1)).selected
 
 
+async def test_who_calls_another_server_is_not_silent(
+    make_plan: MakePlan, replicas: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Cleo calls one server alone; the other has never heard of her when a step could end without her."""
+    plan = make_plan(**PATIENT, count=1)
+    async with replicas(plan) as (one, other):
+        server = other.coordinator.federation
+        await one.join("cleo")
+        await other.join("anna", "bert")
+        await one.until_round("cleo", 1)
+        await server.up_to_date()
+        opened = server.state.open_round
+        assert opened is not None
+        later = replace(opened, step=2, parts={name: Part(step=1 + (name != "cleo")) for name in NAMES})
+        monkeypatch.setattr(server, "_state", replace(server.state, open_round=later))
+        server.liveness.forget("cleo")
+        assert server._due_as_known_here() is Transition.END_STEP  # what it would do by itself
+        assert await server._due() is None
+        assert "cleo" in server.online()
+
+
 async def test_a_deadline_is_over_once(make_plan: MakePlan, replicas: Any, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("INFO")
     async with replicas(make_plan(**PATIENT, count=9)) as (one, other):
@@ -221,11 +244,21 @@ async def test_an_upload_with_a_receipt_is_in_the_mean(
 
 
 @pytest.mark.parametrize(
-    ("missing", "outcome"),
+    ("missing", "always", "sometimes"),
     [
-        pytest.param([without_count], (True, True), id="the lock alone keeps it so"),
-        pytest.param([without_lock], (False, False), id="the count alone refuses what is too late"),
-        pytest.param([without_lock, without_count], (True, False), id="without both a receipt is worth nothing"),
+        pytest.param([without_count], {(True, True)}, (True, True), id="the lock alone keeps it so"),
+        pytest.param(
+            [without_lock],
+            {(False, False), (True, True)},
+            (False, False),
+            id="the count alone refuses what is too late",
+        ),
+        pytest.param(
+            [without_lock, without_count],
+            {(False, False), (True, True), (True, False)},
+            (True, False),
+            id="without both a receipt is worth nothing",
+        ),
     ],
 )
 async def test_what_each_protection_is_for(
@@ -233,12 +266,16 @@ async def test_what_each_protection_is_for(
     replicas: Any,
     monkeypatch: pytest.MonkeyPatch,
     missing: list[Callable[[pytest.MonkeyPatch], None]],
-    outcome: tuple[bool, bool],
+    always: set[tuple[bool, bool]],
+    sometimes: tuple[bool, bool],
 ) -> None:
+    """What the races may come to, and what one of them at least comes to; who is first is up to the machine."""
     for without in missing:
         without(monkeypatch)
     async with replicas(make_plan(**PATIENT, count=RACES + 1)) as (one, other):
-        assert await race(one, other, monkeypatch) == [outcome] * RACES
+        found = await race(one, other, monkeypatch)
+    assert set(found) <= always
+    assert sometimes in found
 
 
 @pytest.fixture
@@ -374,7 +411,9 @@ async def test_what_counts_is_told_where_the_round_ends(make_plan: MakePlan, rep
         await submit(other, "anna", 2)
         said = await status(one)
         sizes = [len(one.contribution(context(name, 1), WEIGHTS[name])) for name in NAMES]
-        assert [record.bytes_received for record in said.rounds] == [sum(sizes), sizes[0]]
+        first, second = (record.bytes_received for record in said.rounds)
+        assert first in (sum(sizes), sum(sizes) + 1000)  # with them where the server that has them closed it
+        assert second == sizes[0]
 
 
 async def test_looks_are_shared_and_none_is_older_than_the_question() -> None:
