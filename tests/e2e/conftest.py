@@ -18,6 +18,7 @@ from types import ModuleType
 from typing import Protocol
 
 import pytest
+from safetensors.numpy import load_file
 
 from pfed_cli.pki import pki
 
@@ -178,8 +179,11 @@ class Federation:
             return []  # not made yet
 
     def outcome(self) -> dict[str, str]:
-        """What a federation comes to: digests of the final global prompt and of every client's final model."""
-        models = {name: (self.home / "state/clients" / name / "model.safetensors").read_bytes() for name in self.names}
+        """What a federation comes to: digests of the final global prompt and of every client's final model.
+
+        Of a model the numbers count; its file also names the plan, in which deadlines may differ.
+        """
+        models = {name: _numbers(self.home / "state/clients" / name / "model.safetensors") for name in self.names}
         newest = "SELECT global_prompt FROM rounds WHERE outcome = 'closed' ORDER BY number DESC LIMIT 1"
         ((prompt,),) = self.query(newest)
         assert isinstance(prompt, bytes)
@@ -201,6 +205,12 @@ class Federation:
                 stderr=log,
                 env=os.environ | {"OMP_NUM_THREADS": "1", "PFED_LEDGER": str(self.home / "ledgers")},
             )
+
+
+def _numbers(file: Path) -> bytes:
+    tensors = load_file(file)
+    assert tensors
+    return b"".join(name.encode() + tensors[name].tobytes() for name in sorted(tensors))
 
 
 class Replicated(Federation):
