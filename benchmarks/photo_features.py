@@ -10,7 +10,7 @@ from pathlib import Path
 
 import click
 
-from pfedsecure.clip.backbone import Backbone, load_backbone
+from pfedsecure.clip.backbone import Backbone, Precision, load_backbone
 from pfedsecure.clip.features import FeatureSet, image_features
 from pfedsecure.data import ImageSet
 from pfedsecure.errors import BackboneError
@@ -56,9 +56,9 @@ def photo_features(name: str, sources: Sources, quiet: bool = True) -> tuple[Ima
 
 
 @cache
-def photo_backbone(folder: Path) -> Backbone:
+def photo_backbone(folder: Path, precision: Precision = "fp32") -> Backbone:
     model = model_name(folder)
-    return load_backbone(model, str(folder / f"{model}.safetensors"), config_dir=folder)
+    return load_backbone(model, str(folder / f"{model}.safetensors"), config_dir=folder, precision=precision)
 
 
 def model_name(folder: Path) -> str:

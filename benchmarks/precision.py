@@ -29,7 +29,7 @@ from .expert_tasks import OFFICE
 from .kept_rows import KeptRows
 from .light_federation import Matching, federate
 from .photo_clients import DIRICHLET_BETA
-from .photo_features import Sources, available, model_name
+from .photo_features import Sources, available, model_name, photo_backbone
 from .photo_options import backbone_dir_option, cache_option, data_option, kept_option
 from .photos import open_photos
 
@@ -91,9 +91,7 @@ def _images(name: str, sources: Sources) -> ImageSet:
 def _backbone(name: str, precision: Precision, sources: Sources) -> Backbone:
     if name == DIGITS:
         return load_backbone("tiny-clip", "embedded", precision=precision)
-    folder = sources.backbone_dir
-    model = model_name(folder)
-    return load_backbone(model, str(folder / f"{model}.safetensors"), config_dir=folder, precision=precision)
+    return photo_backbone(sources.backbone_dir, precision)
 
 
 def measure(name: str, data: Data, seed: int, rounds: int, sources: Sources) -> Row:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable
-from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
@@ -12,11 +10,13 @@ from typing import Literal
 
 import numpy as np
 
-from pfed_client.local_model import Array, LocalModel
+from pfed_client.local_model import Array
 from pfedsecure.pki.development import enrol, ensure_development_pki
 from pfedsecure.pki.identity import Identity
 from pfedsecure.plan import Plan
 from pfedsecure.wire.peer import Peer
+
+from ..stand_in import StandIn
 
 Kind = Literal["plain", "secure"]
 SHAPE = (2, 3)
@@ -54,54 +54,28 @@ def weight_of(name: str) -> int:
     return 20 + 7 * MEMBERS.index(name)
 
 
-@dataclass(frozen=True)
-class Report:
-    """What training came to."""
-
-    train_loss: float
-    n_experts: int
-
-
-@dataclass
-class MarkingTrainer:
+class MarkingTrainer(StandIn):
     """Makes contexts in which a member's own number alone is not zero: a sum of them tells who is in it.
 
     `trained` holds the round of every training there ever was.
     """
 
-    name: str
-    trained: list[int] = field(default_factory=list)
+    score = 0.5
+
+    def __init__(self, name: str) -> None:
+        super().__init__(SHAPE)
+        self.name = name
+        self.trained: list[int] = []
 
     @property
     def n_train(self) -> int:
         return weight_of(self.name)
 
-    def initial_context(self) -> Array:
-        return np.zeros(SHAPE, np.float32)
-
-    def new_model(self) -> LocalModel:
-        return LocalModel(self.initial_context(), {}, np.zeros((0, *SHAPE), np.float32), trained_round=0)
-
-    def train_round(
-        self,
-        model: LocalModel,
-        start: Array,
-        experts: Array,
-        round_number: int,
-        on_step: Callable[[int, int, float], None] | None = None,
-    ) -> tuple[LocalModel, Report]:
-        if on_step is not None:
-            on_step(1, 1, 0.5)
+    def prompt_after(self, start: Array, round_number: int) -> Array:
         self.trained.append(round_number)
         context = np.zeros(SHAPE, np.float32)
         context.flat[MEMBERS.index(self.name)] = value_of(round_number)
-        return LocalModel(context, model.gate, experts, round_number, self.n_train), Report(0.5, len(experts))
-
-    def lent(self, model: LocalModel) -> Array:
-        return model.context
-
-    def evaluate(self, _model: LocalModel) -> float:
-        return 0.5
+        return context
 
 
 class Cast:

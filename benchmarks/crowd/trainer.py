@@ -3,29 +3,22 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pfed_client.local_model import Array, LocalModel
+from pfed_client.local_model import Array
 from pfedsecure.plan import Plan
 from pfedsecure.seeds import derive_seed
+
+from ..stand_in import StandIn
 
 CHANGE = 0.01
 """Standard deviation of what a round changes in each number of the prompt."""
 
 
-@dataclass(frozen=True)
-class Report:
-    """What a round of it came to."""
-
-    train_loss: float
-    n_experts: int
-
-
-class SeededTrainer:
+class SeededTrainer(StandIn):
     """The trainer of client `name` of a plan that says how wide its prompt is. It has no gate.
 
     `seconds`: by round, how long it takes; no time in others.
@@ -33,46 +26,23 @@ class SeededTrainer:
 
     def __init__(self, plan: Plan, name: str, seconds: Mapping[int, float] | None = None) -> None:
         assert plan.backbone.text_width is not None
+        super().__init__((plan.prompt.context_length, plan.backbone.text_width))
         self._seconds = seconds or {}
         self._plan = plan
         self._name = name
-        self._shape = plan.prompt.context_length, plan.backbone.text_width
 
     @property
     def n_train(self) -> int:
-        """How many training images it would have."""
         return 16 + derive_seed(self._plan.seed, self._name, "images") % 200
 
-    def initial_context(self) -> Array:
-        return np.zeros(self._shape, np.float32)
-
-    def new_model(self) -> LocalModel:
-        return LocalModel(self.initial_context(), {}, np.zeros((0, *self._shape), np.float32), trained_round=0)
-
-    def train_round(
-        self,
-        model: LocalModel,
-        start: Array,
-        experts: Array,
-        round_number: int,
-        on_step: Callable[[int, int, float], None] | None = None,
-    ) -> tuple[LocalModel, Report]:
-        if on_step is not None:
-            on_step(1, 1, 0.0)
+    def prompt_after(self, start: Array, round_number: int) -> Array:
         time.sleep(self._seconds.get(round_number, 0.0))
-        context = start + self.change(round_number)
-        return LocalModel(context, model.gate, experts, round_number, self.n_train), Report(0.0, len(experts))
+        return start + self.change(round_number)
 
     def change(self, round_number: int) -> Array:
         """What it adds to the prompt that a round starts from."""
         generator = np.random.default_rng(derive_seed(self._plan.seed, self._name, "change", round_number))
-        return generator.normal(0, CHANGE, self._shape).astype(np.float32)
-
-    def lent(self, model: LocalModel) -> Array:
-        return model.context
-
-    def evaluate(self, _model: LocalModel) -> float:
-        return 0.0
+        return generator.normal(0, CHANGE, self.shape).astype(np.float32)
 
 
 def expected_prompts(plan: Plan, names: Sequence[str], rounds: int) -> Mapping[int, NDArray[np.float64]]:

@@ -58,12 +58,6 @@ metrics = {metrics}
 PATIENCE_SECONDS = 240
 
 
-def free_address() -> str:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return f"127.0.0.1:{probe.getsockname()[1]}"
-
-
 class Network(Protocol):
     """What stands between the processes of a federation: `packets.Packets`, or `proxy.Proxy` without root."""
 
@@ -91,7 +85,11 @@ class Network(Protocol):
 class Federation:
     """Processes that share the folder `home`: one server, and clients called client-1, client-2, ..."""
 
-    free_address = staticmethod(free_address)
+    @staticmethod
+    def free_address() -> str:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            return f"127.0.0.1:{probe.getsockname()[1]}"
 
     def __init__(self, home: Path, clients: int, **settings: object) -> None:
         self.home = home
@@ -101,7 +99,7 @@ class Federation:
         defaults |= {"step": 60, "heartbeat": 5, "metrics": "false"}
         defaults |= {"aggregation": "secure", "experts": "sealed", "matching": "he", "noise": ""}
         (home / "plan.toml").write_text(PLAN.format(clients=clients, **defaults | settings))
-        self.address = free_address()
+        self.address = self.free_address()
         self.processes: dict[str, subprocess.Popen[bytes]] = {}
         self.network: Network | None = None
         self._identities = False
@@ -220,7 +218,7 @@ class Replicated(Federation):
         # Nobody is taken for gone who is stopped until a server is back, on a busy machine.
         super().__init__(home, clients, heartbeat=15, step=200)
         self.database = database
-        self.addresses = {name: free_address() for name in ("server-1", "server-2")}
+        self.addresses = {name: self.free_address() for name in ("server-1", "server-2")}
 
     def start_replica(self, name: str) -> None:
         before = self.log(name).count("listening") if (self.home / f"{name}.log").exists() else 0
