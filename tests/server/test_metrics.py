@@ -98,7 +98,9 @@ async def test_a_federation_is_counted_right(
             await stubs.round.SubmitStep(iter(upload))
         while not (await first.federation.Await(request)).rounds_completed:
             await asyncio.sleep(0.05)
-        after = await scene.samples()
+        # News of a round's end goes out before its event is written and told: the count comes a moment later.
+        while not of(after := await scene.samples(), "pfed_rounds_total", outcome="closed"):
+            await asyncio.sleep(0.05)
 
     assert of(after, "pfed_phase", phase="finished") == 1
     assert of(after, "pfed_phase", phase="round open") == 0
