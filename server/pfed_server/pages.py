@@ -68,6 +68,7 @@ def served_pages(address: Address, pages: Mapping[str, Page], option: str) -> It
 class _Server(ThreadingHTTPServer):
     daemon_threads = True
     block_on_close = False
+    request_queue_size = 2 * REQUESTS_AT_ONCE  # of the base class' five the system drops more than it keeps in a burst
 
     def __init__(self, address: Address, pages: Mapping[str, Page]) -> None:
         self.pages = pages

@@ -14,7 +14,7 @@ import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager, contextmanager, suppress
+from contextlib import asynccontextmanager, closing, contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -40,12 +40,10 @@ Answer = tuple[int, dict[str, str], bytes]
 
 
 def ask(address: Address, path: str, method: str = "GET", host: str | None = None) -> Answer:
-    connection = http.client.HTTPConnection(address.host, address.port, timeout=10)
-    connection.request(method, path, headers={} if host is None else {"Host": host})
-    reply = connection.getresponse()
-    found = reply.status, dict(reply.getheaders()), reply.read()
-    connection.close()
-    return found
+    with closing(http.client.HTTPConnection(address.host, address.port, timeout=30)) as connection:
+        connection.request(method, path, headers={} if host is None else {"Host": host})
+        reply = connection.getresponse()
+        return reply.status, dict(reply.getheaders()), reply.read()
 
 
 @asynccontextmanager
@@ -120,6 +118,18 @@ def test_a_page_that_cannot_be_made_is_told_without_details() -> None:
     assert (status, body) == (503, b"not at the moment; the log says why\n")
 
 
+def answering() -> int:
+    """How many threads have a connection to a page."""
+    return sum("process_request_thread" in thread.name for thread in threading.enumerate())
+
+
+def wait_until(true: Callable[[], bool], seconds: float = 10) -> None:
+    until = time.monotonic() + seconds
+    while not true() and time.monotonic() < until:
+        time.sleep(0.01)
+    assert true()
+
+
 @contextmanager
 def dawdling(address: Address, kind: str) -> Iterator[list[socket.socket]]:
     """As many connections as there may be, and as many again, that never come to an end by themselves."""
@@ -150,36 +160,33 @@ def dawdling(address: Address, kind: str) -> Iterator[list[socket.socket]]:
 
 @pytest.mark.parametrize("kind", ["silent", "dripping", "taking nothing"])
 def test_who_dawdles_blinds_nobody_and_takes_few_threads(kind: str) -> None:
-    pages = {"/": Page("text/plain", lambda: b"x"), "/large": Page("text/plain", lambda: bytes(2**24))}
-    with served_pages(ANYWHERE, pages, "--metrics") as address:
-        before = threading.active_count()
-        with dawdling(address, kind):
-            for _ in range(10):
-                assert ask(address, "/")[::2] == (200, b"x")
-                time.sleep(0.02)
-            assert threading.active_count() - before <= REQUESTS_AT_ONCE + 5  # some are just ending
+    large = bytes(2**24)
+    pages = {"/": Page("text/plain", lambda: b"x"), "/large": Page("text/plain", lambda: large)}
+    with served_pages(ANYWHERE, pages, "--metrics") as address, dawdling(address, kind):
+        for _ in range(10):
+            assert ask(address, "/")[::2] == (200, b"x")
+            time.sleep(0.02)
+        wait_until(lambda: answering() <= REQUESTS_AT_ONCE, 4)  # some are just ending; time alone ends none so soon
 
 
 @pytest.mark.parametrize("kind", ["silent", "dripping", "taking nothing"])
 def test_a_connection_has_an_end_whatever_comes_of_it(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """A byte now and then keeps nothing open: the time is that of the whole connection."""
-    monkeypatch.setattr(server_pages, "REQUEST_SECONDS", 0.5)
-    with served_pages(ANYWHERE, {"/large": Page("text/plain", lambda: bytes(2**24))}, "--metrics") as address:
-        before = threading.active_count()
-        with dawdling(address, kind):
-            time.sleep(0.2)
-            assert threading.active_count() > before + 1
-            until = time.monotonic() + 5
-            while threading.active_count() > before + 1 and time.monotonic() < until:
-                time.sleep(0.05)
-            assert threading.active_count() <= before + 1
+    wait_until(lambda: not answering())
+    monkeypatch.setattr(server_pages, "REQUEST_SECONDS", 2)
+    large = bytes(2**24)
+    served = served_pages(ANYWHERE, {"/large": Page("text/plain", lambda: large)}, "--metrics")
+    with served as address, dawdling(address, kind):
+        wait_until(lambda: answering() > 1)
+        wait_until(lambda: not answering())
 
 
 def test_a_request_that_is_being_answered_is_not_ended_for_others() -> None:
-    go_on = threading.Event()
+    under_way, go_on = threading.Semaphore(0), threading.Event()
 
     def slow() -> bytes:
-        assert go_on.wait(10)
+        under_way.release()
+        assert go_on.wait(30)
         return b"done"
 
     with (
@@ -187,10 +194,13 @@ def test_a_request_that_is_being_answered_is_not_ended_for_others() -> None:
         ThreadPoolExecutor(REQUESTS_AT_ONCE) as pool,
     ):
         answers = [pool.submit(ask, address, "/") for _ in range(REQUESTS_AT_ONCE)]
-        time.sleep(0.3)
-        with pytest.raises((ConnectionError, http.client.BadStatusLine)):
-            ask(address, "/")
-        go_on.set()
+        try:
+            for _ in answers:
+                assert under_way.acquire(timeout=10)
+            with pytest.raises((ConnectionError, http.client.BadStatusLine)):
+                ask(address, "/")
+        finally:
+            go_on.set()
         assert {answer.result()[::2] for answer in answers} == {(200, b"done")}
 
 
