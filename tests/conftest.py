@@ -37,6 +37,14 @@ host all all 127.0.0.1/32 scram-sha-256
 """
 OWNER = "pfed"
 """A role without any privilege but its databases."""
+MEMORY = Path("/dev/shm")
+ENOUGH_BYTES = 4 * 2**30
+
+
+def pytest_configure() -> None:
+    """Folders of tests lie in memory where there is room: what they wait for most is their files being on a disk."""
+    if os.access(MEMORY, os.W_OK) and shutil.disk_usage(MEMORY).free >= ENOUGH_BYTES:
+        os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", str(MEMORY))
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -72,6 +72,7 @@ def test_noise_looks_alike_in_all_directions_of_the_view() -> None:
     assert spread.std() < 0.15  # 0.09, of 60
 
 
+@pytest.mark.slow
 def test_without_privacy_it_sees_who_was_in() -> None:
     assert bound(Case("coins", "one step", None)) > 4.0
     assert bound(Case("membership", "one step", None)) > 2.0
@@ -82,6 +83,7 @@ def test_without_privacy_it_sees_in_the_demo_who_was_in() -> None:
     assert row_of(Case("coins", "demo", None), SMALL)["right"] > 44  # of 64
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("setting", ["one step", "one step, per-sample"])
 def test_what_keeps_its_promise_is_not_refuted(setting: str) -> None:
     assert bound(Case("coins", setting, 1.0)) <= 1.0
@@ -91,6 +93,7 @@ def test_what_keeps_its_promise_is_seen_through_all_the_same() -> None:
     assert 1.0 < bound(Case("coins", "one step", 8.0)) < 8.0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("flaw", [LITTLE_NOISE, LOOSE_CLIP])
 def test_a_flaw_refutes_what_is_claimed(flaw: str) -> None:
     assert bound(Case("coins", "one step", 4.0, flaw)) > 4.0
@@ -120,6 +123,7 @@ class LooseSum(NoisySum):
         super().__init__(clip * 1000, noise_multiplier / 1000, **rest)  # type: ignore[arg-type]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("broken", [FaintSum, LooseSum])
 def test_a_broken_sum_in_the_clients_code_is_found_out(
     monkeypatch: pytest.MonkeyPatch, broken: Callable[..., NoisySum]

@@ -123,6 +123,7 @@ def sources(tmp_path: Path) -> Sources:
     return Sources(tmp_path / "none", tmp_path / "none" / "backbone", tmp_path / "cache")
 
 
+@pytest.mark.slow
 def test_the_gate_alone_brings_the_ensembles_with_it(sources: Sources) -> None:
     data = load(DIGITS, sources)
     plan = plan_of_set(DIGITS, data.images.class_names, seed=1, rounds=2, model="")

@@ -106,6 +106,7 @@ def sources(tmp_path_factory: pytest.TempPathFactory) -> Sources:
     return Sources(folder, backbone_dir, folder / "cache")
 
 
+@pytest.mark.slow
 def test_a_task_measures_and_can_be_repeated(sources: Sources) -> None:
     task = Task("office_caltech10", seed=1, method=Method.PFEDMOAP, rounds=2)
     row = measure(task, sources)

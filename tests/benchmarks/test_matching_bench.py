@@ -75,6 +75,7 @@ def test_sorting_leaves_oneself_out() -> None:
     assert nearest(sketches, sketches[0], 1) == [0]
 
 
+@pytest.mark.slow
 def test_quick_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     def prompts(quick: bool) -> dict[str, Any]:
         rng = np.random.default_rng(0)

@@ -169,6 +169,7 @@ def test_rows_are_kept_and_those_of_another_configuration_refused(tmp_path: Path
         KeptRows(tmp_path, {})
 
 
+@pytest.mark.slow
 def test_noise_on_uploads_keeps_its_epsilon_whatever_a_client_has(federation: Federation) -> None:
     """With the same noise, what clients send that have not one image in common is two clips apart at most."""
     moves = []
@@ -198,6 +199,7 @@ def test_noise_on_uploads_keeps_its_epsilon_whatever_a_client_has(federation: Fe
     assert 0.1 * CLIP < apart <= 2 * CLIP  # the same noise on both
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("way", list(Way))
 def test_a_cell_of_every_way(federation: Federation, way: Way) -> None:
     mechanism = None if way == Way.UPLOADS else FEATURE_SPACE

@@ -66,6 +66,7 @@ def test_the_table_has_the_ways_and_the_whole_command() -> None:
     assert "`seconds_100_clients`: 450 (<= 600: ok)" in table
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("way", WAYS)
 def test_every_way_is_measured_by_part(way: str, setting: Setting) -> None:
     row = measure(way, setting, 2)

@@ -91,6 +91,7 @@ def test_the_same_seed_is_the_same_world(tmp_path: Path) -> None:
     assert times[0] == times[1]
 
 
+@pytest.mark.slow
 def test_a_server_that_dies_in_any_transaction_goes_on(world: World) -> None:
     """In every one of the first forty, before or after it is committed: each restart goes on where the store is."""
     world.start_server()

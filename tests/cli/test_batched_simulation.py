@@ -37,6 +37,7 @@ def identical(one: SimulationResult, other: SimulationResult) -> bool:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "changes",
     [

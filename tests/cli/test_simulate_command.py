@@ -92,6 +92,7 @@ def test_the_digits_among_a_few_clients(run: Simulate) -> None:
     assert f"{100 * found['mean_accuracy']:.1f}" in result.output
 
 
+@pytest.mark.slow
 def test_batched_and_side_by_side_come_to_the_same(run: Simulate) -> None:
     common = ("--plan", "plan.toml", "--clients", "6", "--partition", "dirichlet", "--seed", "3")
     for file, more in (("one", ()), ("two", ("--workers", "2")), ("batched", ("--batched",))):
@@ -118,6 +119,7 @@ def test_a_plan_with_views_trains_on_them(run: Simulate, digits_folder: Path) ->
     assert report("one.json")["clients"] != report("three.json")["clients"]
 
 
+@pytest.mark.slow
 def test_private_clients(run: Simulate) -> None:
     plan = PLAN + "\n[privacy]\nsteps = 2\n"
     Path("private.toml").write_text(plan)

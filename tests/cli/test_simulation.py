@@ -73,6 +73,7 @@ def test_all_others_are_borrowed_from_nearest_first(small_plan: MakePlan, client
         assert client.borrowed[2] == tuple(sorted(distances, key=distances.__getitem__))
 
 
+@pytest.mark.slow
 def test_random_experts_are_drawn_by_the_seed(small_plan: MakePlan, clients: Clients, backbone: Backbone) -> None:
     plan = plan_of(Method.RANDOM_EXPERTS, small_plan(rounds__count=4))
     drawn = simulate(plan, clients, backbone)
@@ -85,6 +86,7 @@ def test_random_experts_are_drawn_by_the_seed(small_plan: MakePlan, clients: Cli
     assert all(name not in lenders for name, c in drawn.clients.items() for lenders in c.borrowed.values())
 
 
+@pytest.mark.slow
 def test_the_gate_alone_borrows_nothing(small_plan: MakePlan, clients: Clients, backbone: Backbone) -> None:
     alone = simulate(plan_of(Method.GATE_ONLY, small_plan()), clients, backbone)
     with_experts = simulate(small_plan(), clients, backbone)

@@ -547,6 +547,7 @@ def test_help_and_early_mistakes_load_nothing_heavy(tmp_path: Path) -> None:
     assert loaded("--server", "127.0.0.1:1", "--retry-seconds", "0") == "50 ['grpc', 'sklearn']"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("number", "exit_code"), [(signal.SIGTERM, 0), (signal.SIGINT, 130)])
 def test_told_to_stop(tmp_path: Path, number: signal.Signals, exit_code: int) -> None:
     ensure_development_pki(tmp_path / "certs" / "dev")

@@ -199,6 +199,7 @@ async def test_killed_and_started_again(
             assert_same_model(after.models[name], undisturbed.models[name])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("when", ["before", "after"])
 @pytest.mark.parametrize(("method", "step"), KILLS_IN_STEPS)
 async def test_killed_in_a_step_of_secure_aggregation(

@@ -131,6 +131,7 @@ def few_survivors(it: Any, request: bytes) -> bytes:
     return wire.Survivors(survivors=b"\x03").SerializeToString()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("step", "change", "reason", "events"),
     [
@@ -164,6 +165,7 @@ async def test_a_client_that_refuses_leaves_the_round_and_takes_part_in_the_next
         ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("step", "events"), [(2, ["left out"]), (3, ["left out"]), (4, ["done", "withdrew"]), (5, ["done", "left step"])]
 )
@@ -352,6 +354,7 @@ async def test_without_a_certificate_there_is_no_session(
         assert sorted(path.name for path in (it.folder / "a").iterdir()) == ["client.json", "lock"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("changes", "message", "clients"),
     [

@@ -69,6 +69,7 @@ class Client:
                 await renewing.run(make(self.identity), make)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("protected", [False, True])
 async def test_a_certificate_renewed_while_the_client_runs(
     protected: bool,

@@ -102,6 +102,7 @@ def of_a_round_to_come(it: Any, fetched: Fetched) -> bytes:
     return sealer(it, "b").pack(np.ones(SHAPE, np.float32), 4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("forge", "reason", "restarted"),
     [
@@ -240,6 +241,7 @@ def own_members(members: Any, tmp_path: Path) -> Any:
     return type(members)(tmp_path / "members")
 
 
+@pytest.mark.slow
 async def test_a_new_secret_seals_the_pooled_expert_again(
     federation: Any,
     own_members: Any,

@@ -309,6 +309,7 @@ def ran(*arguments: str) -> dict[str, Any]:
     return found
 
 
+@pytest.mark.slow
 def test_a_writer_that_is_killed_anywhere_leaves_nothing_wrong_and_loses_nothing(tmp_path: Path) -> None:
     found = ran("kill", str(tmp_path))
     assert found["complaints"] == []
@@ -321,6 +322,7 @@ def test_the_same_kills_are_noticed_where_the_protection_is_taken_out(tmp_path: 
     assert ran("kill", str(tmp_path), "--unprotected")["complaints"]
 
 
+@pytest.mark.slow
 def test_processes_that_add_merge_and_read_at_the_same_time(tmp_path: Path) -> None:
     found = ran("share", str(tmp_path))
     assert found["complaints"] == []

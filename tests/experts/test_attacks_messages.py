@@ -93,6 +93,7 @@ def refuses_or_reads(alice: Any, bob: Any, context_of: ContextOf) -> Callable[[b
     return attempt
 
 
+@pytest.mark.slow
 def test_whatever_the_server_gives_out_a_client_refuses_it(
     alice: Any, context_of: ContextOf, refuses_or_reads: Callable[[bytes], None]
 ) -> None:
@@ -107,6 +108,7 @@ def test_whatever_the_server_gives_out_a_client_refuses_it(
     check()
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::cryptography.utils.CryptographyDeprecationWarning")  # on damaged certificates
 def test_whatever_a_member_seals_a_client_refuses_it(
     alice: Any, insider: Any, context_of: ContextOf, refuses_or_reads: Callable[[bytes], None]
@@ -155,6 +157,7 @@ def test_a_certificate_that_the_parser_has_errors_of_its_own_for(
         bob.experts().unpack(insider.seal(signed, label), alice.pseudonym, 5)
 
 
+@pytest.mark.slow
 def test_whatever_a_client_publishes_the_server_refuses_it_or_names_its_epoch(
     alice: Any, context_of: ContextOf
 ) -> None:

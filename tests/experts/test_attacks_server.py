@@ -69,6 +69,7 @@ def test_another_epoch(cohort: Any, alice: Any, bob: Any, envelope: bytes) -> No
         bob.experts().unpack(sealed.SerializeToString(), alice.pseudonym, 9)
 
 
+@pytest.mark.slow
 def test_every_byte_counts(alice: Any, bob: Any, envelope: bytes) -> None:
     """Each byte of the envelope changed by itself, once in one bit and once in all."""
     reader = bob.experts()

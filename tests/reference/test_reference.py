@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 HERE = Path(__file__).parent
 REFERENCE = HERE / "pfedmoap_reference.npz"
@@ -26,6 +27,7 @@ def test_agrees_with_the_published_code() -> None:
         assert {f"out/{name}" for name in errors} == {key for key in archive.files if key.startswith("out/")}
 
 
+@pytest.mark.slow
 def test_checker_notices_a_difference(tmp_path: Path) -> None:
     with np.load(REFERENCE) as archive:
         arrays = {key: archive[key] for key in archive.files}

@@ -245,6 +245,7 @@ def with_options(monkeypatch: pytest.MonkeyPatch, **values: int) -> None:
     monkeypatch.setattr(app, "SERVER_OPTIONS", tuple(changed.items()))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["silent", "half a hello", "handshaken"])
 async def test_connections_that_never_finish_are_closed_and_take_little_memory(
     kind: str, make_plan: MakePlan, members: Any, connect: Any, monkeypatch: pytest.MonkeyPatch

@@ -65,6 +65,7 @@ def started_with(hard: int, folder: Path, *options: str) -> subprocess.Completed
     return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
 
 
+@pytest.mark.slow
 def test_a_server_says_how_many_it_can_take_and_refuses_what_it_cannot(tmp_path: Path) -> None:
     room = 600 - SPARE
     needed = f"{MOST_CONNECTIONS} connections take {MOST_CONNECTIONS + SPARE} file descriptors"

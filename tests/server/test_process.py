@@ -82,6 +82,7 @@ async def test_a_signal_ends_it_in_order(tmp_path: Path, members: Any, connect: 
         assert head.endswith(f"audit log state/audit.jsonl: 2 lines, head {written.head}")
 
 
+@pytest.mark.slow
 async def test_what_is_taken_is_told_in_one_line(tmp_path: Path, members: Any) -> None:
     async with started(tmp_path, members) as first, asyncio.timeout(60):
         address = await listening(first)
@@ -101,6 +102,7 @@ async def test_what_is_taken_is_told_in_one_line(tmp_path: Path, members: Any) -
             assert "Traceback" not in log.decode()
 
 
+@pytest.mark.slow
 async def test_killed_in_the_middle_of_rounds_it_finishes_with_the_right_prompt(
     tmp_path: Path, members: Any, connect: Any, contribute: Any
 ) -> None:

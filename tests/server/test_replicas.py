@@ -290,6 +290,7 @@ def slowly_checked(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Aggregating, "_check", check)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("slowly_checked")
 async def test_the_same_upload_at_both_counts_once_and_of_two_different_ones_one_is_taken(
     make_plan: MakePlan, replicas: Any

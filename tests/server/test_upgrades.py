@@ -197,6 +197,7 @@ for moment in ("before_cursor_execute", "commit"):
 """
 
 
+@pytest.mark.slow
 def test_killed_at_any_statement_it_has_the_old_schema_or_the_new(tmp_path: Path) -> None:
     source = tmp_path / "source"
     source.mkdir()

@@ -22,6 +22,7 @@ def killed(folder: Path, *options: str) -> dict[str, Any]:
     return found
 
 
+@pytest.mark.slow
 def test_some_boundaries_and_all_older_copies(tmp_path: Path) -> None:
     found = killed(tmp_path, "--put-back", "--every", "29")
     assert found["complaints"] == []

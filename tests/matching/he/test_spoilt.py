@@ -101,6 +101,7 @@ def test_in_peace_everybody_is_told_right_and_nobody_complains(cohort: Any) -> N
         assert not peaceful.index.complaining
 
 
+@pytest.mark.slow
 def test_who_uploads_what_is_no_encryption_ends_up_alone_with_it(cohort: Any) -> None:
     harmed = cohort([*HONEST, "c7"])
     harmed.entries["c7"] = Cohort.entry("c7", noise_upload())
@@ -143,6 +144,7 @@ def test_keys_of_another_secret_are_found_out_and_let_go(cohort: Any, keys_of: A
     assert found == {name: harmed.right(name, HONEST) for name in HONEST}
 
 
+@pytest.mark.slow
 def test_liars_change_what_it_costs_and_nothing_else(cohort: Any) -> None:
     calm = cohort([*HONEST, "c7", "c8"])
     calm.liars = {"c0", "c1"}
