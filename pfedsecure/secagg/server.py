@@ -31,6 +31,7 @@ from pfedsecure.secagg.encoding import Encoding
 from pfedsecure.secagg.masking import Ring
 from pfedsecure.secagg.messages import Members
 from pfedsecure.secagg.roster import (
+    Advertisement,
     advertisement_digest,
     check_distinct,
     open_advertisement,
@@ -59,6 +60,7 @@ class ServerRound:
         self.setting = setting
         self._certificates = certificates
         self._stored = stored
+        self._opened: dict[str, Advertisement] = {}
 
     def expected(self, step: Step) -> list[str]:
         """Who may send a message of `step`, sorted: whoever sent one of the step before. Not for ADVERTISE."""
@@ -250,12 +252,14 @@ class ServerRound:
                 f"the certificate of {name}, or its authority's, ends on {until:%Y-%m-%d %H:%M} UTC, before the round "
                 "has to be over: request a new one"
             )
-        others = [
-            open_advertisement(message, self._certificates, None)
-            for other, message in sorted(self._stored.get(Step.ADVERTISE, {}).items())
-            if other != name
-        ]
-        check_distinct([*others, advertisement])
+        others = [self._stored_advertisement(other) for other in sorted(self._stored.get(Step.ADVERTISE, {}))]
+        check_distinct([*(other for other in others if other.name != name), advertisement])
+
+    def _stored_advertisement(self, name: str) -> Advertisement:
+        """Verified when it came. Read once: every later one is checked against it."""
+        if name not in self._opened:
+            self._opened[name] = open_advertisement(self._stored[Step.ADVERTISE][name], self._certificates, None)
+        return self._opened[name]
 
     def _check_shares(self, name: str, data: bytes) -> None:
         holders, what = self.sharing.holders, f"the shares of {name}"

@@ -4,15 +4,38 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
-from functools import partial
+from functools import cached_property, partial
 
 from pfed_server.federation import Federation
+from pfed_server.messages import NONE
 from pfed_server.rounds import open_round_of
 from pfed_server.store import Member, OpenRound
+from pfed_server.together import Together, outcome
 from pfedsecure.aggregation.interface import ServerAggregationRound
 from pfedsecure.errors import MessageRejected
 from pfedsecure.wire.v1 import round_pb2 as rnd
+
+
+@dataclass(frozen=True)
+class _Request:
+    name: str
+    round: int
+    step: int
+
+
+@dataclass(frozen=True)
+class _Upload:
+    name: str
+    round: int
+    step: int
+    message: bytes
+
+    @cached_property
+    def digest(self) -> bytes:
+        return hashlib.sha256(self.message).digest()
 
 
 class Aggregating:
@@ -21,6 +44,8 @@ class Aggregating:
     def __init__(self, federation: Federation) -> None:
         self._federation = federation
         self._round: tuple[tuple[int, int], ServerAggregationRound] | None = None
+        self._requests = Together(federation, self._answer_requests)
+        self._uploads = Together(federation, self._store_uploads)
 
     @property
     def max_message_bytes(self) -> int:
@@ -31,7 +56,7 @@ class Aggregating:
 
     async def request(self, member: Member, round_number: int, step: int) -> bytes:
         """What a member needs for the open step. Raises MessageRejected."""
-        request = await self._federation.exclusively(partial(self._request, member.name, round_number, step))
+        request = await self._requests(_Request(member.name, round_number, step))
         self._federation.count(member.name, sent=len(request))
         return request
 
@@ -40,43 +65,77 @@ class Aggregating:
 
         Raises MessageRejected.
         """
-        return await self._federation.exclusively(partial(self._submit, member.name, round_number, step, message))
+        return await self._uploads(_Upload(member.name, round_number, step, message))
 
-    async def _request(self, name: str, round_number: int, step: int) -> bytes:
-        open_round = open_round_of(self._federation.state, name, round_number)
-        _require_open(open_round, step)
-        if step == 1:
+    async def _answer_requests(self, requests: Mapping[str, _Request]) -> dict[str, bytes | Exception]:
+        return await asyncio.to_thread(
+            lambda: {name: outcome(partial(self._answer, request)) for name, request in requests.items()}
+        )
+
+    def _answer(self, request: _Request) -> bytes:
+        open_round = open_round_of(self._federation.state, request.name, request.round)
+        _require_open(open_round, request.step)
+        if request.step == 1:
             raise MessageRejected("nothing is asked for in step 1 of an aggregation: its messages come by themselves")
-        return await asyncio.to_thread(lambda: self._aggregation_round(open_round).request(step, name))
+        return self._aggregation_round(open_round).request(request.step, request.name)
 
-    async def _submit(self, name: str, round_number: int, step: int, message: bytes) -> rnd.Receipt:
-        open_round = open_round_of(self._federation.state, name, round_number)
+    async def _store_uploads(self, uploads: Mapping[str, _Upload]) -> dict[str, rnd.Receipt | Exception]:
+        federation = self._federation
+        new = {name: outcome(partial(self._is_new, upload)) for name, upload in uploads.items()}
+        answers: dict[str, rnd.Receipt | Exception] = {
+            name: is_new if isinstance(is_new, Exception) else rnd.Receipt(sha256=uploads[name].digest)
+            for name, is_new in new.items()
+        }
+        open_round = federation.state.open_round
+        to_check = [uploads[name] for name, is_new in new.items() if is_new is True]
+        if open_round is None or not to_check:
+            return answers
+        refused = await asyncio.to_thread(self._check, open_round, to_check)
+        answers.update(refused)
+        accepted = {upload.name: upload.message for upload in to_check if upload.name not in refused}
+        if accepted:
+            traffic = {name: federation.take_traffic(name) for name in accepted}
+            number, step = open_round.number, open_round.step
+            counts = step == federation.aggregation.input_step
+            record = federation.store.record_messages
+            await federation.change(partial(record, number, step, accepted, traffic, counts=counts))
+        return answers
+
+    def _is_new(self, upload: _Upload) -> bool:
+        """Whether a message is to be stored; False when it is already. Raises MessageRejected when it may not be."""
+        name, number, step = upload.name, upload.round, upload.step
+        open_round = open_round_of(self._federation.state, name, number)
         part = open_round.parts[name]
-        digest = hashlib.sha256(message).digest()
-        self._federation.count(name, received=len(message))
+        self._federation.count(name, received=len(upload.message))
         if 0 < part.step == step:
-            if part.message_digest != digest:
-                raise MessageRejected(f"{name} has already sent another message of step {step} of round {round_number}")
-            return rnd.Receipt(sha256=digest)
+            if part.message_digest != upload.digest:
+                raise MessageRejected(f"{name} has already sent another message of step {step} of round {number}")
+            return False
         _require_open(open_round, step)
         if part.step != step - 1:
-            raise MessageRejected(
-                f"{name} has no part in step {step} of round {round_number}: it missed an earlier one"
-            )
-        await asyncio.to_thread(self._check, open_round, name, message)
-        traffic = self._federation.take_traffic(name)
-        counts = step == self._federation.aggregation.input_step
-        record = self._federation.store.record_message
-        await self._federation.change(partial(record, round_number, step, name, message, traffic, counts=counts))
-        return rnd.Receipt(sha256=digest)
+            raise MessageRejected(f"{name} has no part in step {step} of round {number}: it missed an earlier one")
+        return True
 
-    def _check(self, open_round: OpenRound, name: str, message: bytes) -> None:
-        self._aggregation_round(open_round).check(open_round.step, name, message, datetime.now(UTC))
+    def _check(self, open_round: OpenRound, uploads: Sequence[_Upload]) -> dict[str, Exception]:
+        """Why those messages that must not be stored must not be. Each is checked against those before it, too."""
+        accepted: dict[str, bytes] = {}
+        aggregation = self._aggregation_round(open_round, accepted)
+        refused = {}
+        for upload in uploads:
+            check = partial(aggregation.check, upload.step, upload.name, upload.message, datetime.now(UTC))
+            if isinstance(reason := outcome(check), Exception):
+                refused[upload.name] = reason
+            else:
+                accepted[upload.name] = upload.message
+        return refused
 
-    def _aggregation_round(self, open_round: OpenRound) -> ServerAggregationRound:
-        """The aggregation of the open round for what concerns one member. Reads the store, in a thread."""
+    def _aggregation_round(self, open_round: OpenRound, arriving: Mapping[str, bytes] = NONE) -> ServerAggregationRound:
+        """The aggregation of the open round for what concerns single members. Reads the store, in a thread.
+
+        `arriving`: as `RoundReader.round` has it.
+        """
         if open_round.step == 1:  # a first message is checked against all others
-            return self._federation.aggregation_round(open_round)
+            return self._federation.aggregation_round(open_round, arriving)
         # Further steps depend on closed ones alone. What it takes to read those for one member serves all others.
         key = open_round.number, open_round.step
         if self._round is None or self._round[0] != key:

@@ -27,6 +27,7 @@ from pfed_server.aggregating import Aggregating
 from pfed_server.clock import Clock, SystemClock
 from pfed_server.countersigning import Countersigning, Sign
 from pfed_server.federation import Federation
+from pfed_server.global_prompts import GlobalPrompts
 from pfed_server.lending import Lending
 from pfed_server.membership import (
     check_instance_id,
@@ -84,8 +85,10 @@ class Coordinator:
         self._authority = authority
         aggregation = server_aggregation(plan, context_shape, authority)
         self._federation = Federation(plan, store, aggregation, clock or SystemClock(), tell)
+        self._prompts = GlobalPrompts(self._federation)
         self._aggregating = Aggregating(self._federation)
         self._lending = Lending(self._federation, context_shape, executor, scratch)
+        self._publishing = self._lending.publishing
         self._countersigning = Countersigning(self._federation, sign)
         self._know_the_end: set[str] = set()
 
@@ -115,7 +118,7 @@ class Coordinator:
     @property
     def max_upload_bytes(self) -> int:
         """Most bytes of a message of the open round's aggregation or of a publication."""
-        return max(self._aggregating.max_message_bytes, self._lending.max_publication_bytes)
+        return max(self._aggregating.max_message_bytes, self._publishing.max_bytes)
 
     @property
     def max_setup_bytes(self) -> int:
@@ -193,7 +196,7 @@ class Coordinator:
         if round_number > newest:
             raise MessageRejected(f"round {round_number} has not been opened yet")
         before = round_number or newest + 1
-        prompt = await self._federation.exclusively(partial(asyncio.to_thread, self._store.global_prompt, before))
+        prompt = await self._prompts.before(before)
         self._federation.count(member.name, sent=len(prompt))
         return prompt
 
@@ -228,7 +231,7 @@ class Coordinator:
         that is neither the member's open one nor one whose expert it may seal again.
         """
         member = self._member(peer)
-        self._lending.expect(member, round_number)
+        self._publishing.expect(member, round_number)
         return member
 
     async def publish_expert(self, peer: Peer, round_number: int, publication: bytes) -> rnd.Receipt:
@@ -237,7 +240,7 @@ class Coordinator:
         Peers see the expert once the round is closed. One of a closed round is for an expert that is sealed with an
         older secret of the cohort: it takes its place at once.
         """
-        return await self._lending.publish(self.expect_publication(peer, round_number), round_number, publication)
+        return await self._publishing.publish(self.expect_publication(peer, round_number), round_number, publication)
 
     def expect_message(self, peer: Peer, round_number: int) -> Member:
         """The member whose message the open round waits for: asked before any of the data is taken.

@@ -8,22 +8,21 @@ that a call never waits for an aggregation that it happened to complete.
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import logging
 from collections import Counter
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
 from typing import TypeVar
 
 from pfed_server import events
 from pfed_server.clock import Clock
 from pfed_server.liveness import Liveness
-from pfed_server.messages import StepMessages
+from pfed_server.messages import NONE, RoundReader
 from pfed_server.news import News
 from pfed_server.replicas import Looks, Presence
 from pfed_server.rounds import Transition, draw_cohort, due_transition, moved, open_number, senders, summary
 from pfed_server.store import Closing, OpenRound, State, Store, Traffic
-from pfedsecure.aggregation.interface import RoundIdentity, ServerAggregation, ServerAggregationRound
+from pfedsecure.aggregation.interface import ServerAggregation, ServerAggregationRound
 from pfedsecure.console import one_line
 from pfedsecure.errors import MessageRejected
 from pfedsecure.plan import Plan
@@ -64,8 +63,7 @@ class Federation:
         self._wake = asyncio.Event()
         self._announced_online: frozenset[str] = frozenset()
         self._traffic: dict[str, Traffic] = {}
-        # Each first message is checked against all others: read once a round, they are small where they are read.
-        self._first_messages: tuple[int, dict[str, bytes]] = 0, {}
+        self._reader = RoundReader(store, aggregation)
         self._tasks: set[asyncio.Task[None]] = set()
         self._shared = shared = store.shared
         every = plan.rounds.heartbeat_seconds
@@ -250,15 +248,12 @@ class Federation:
         wiring = await asyncio.to_thread(self.aggregation.wiring, len(cohort))
         await self.tell(events.round_opened(self.plan, number, len(cohort), epochs, wiring, seconds))
 
-    def aggregation_round(self, open_round: OpenRound) -> ServerAggregationRound:
-        """The aggregation of the open round as it is now. Reads the store: only inside `exclusively`, in a thread."""
-        start = self.store.global_prompt(open_round.number)
-        identity = RoundIdentity(self._state.federation_id, open_round.number, hashlib.sha256(start).hexdigest())
-        if self._first_messages[0] != open_round.number:
-            self._first_messages = open_round.number, {}
-        stored = {1: StepMessages(self.store, open_round, 1, self._first_messages[1])}
-        stored |= {step: StepMessages(self.store, open_round, step) for step in range(2, open_round.step + 1)}
-        return self.aggregation.round(identity, stored)
+    def aggregation_round(self, open_round: OpenRound, arriving: Mapping[str, bytes] = NONE) -> ServerAggregationRound:
+        """The aggregation of the open round as it is now. Reads the store: only inside `exclusively`, in a thread.
+
+        `arriving`: as `RoundReader.round` has it.
+        """
+        return self._reader.round(self._state.federation_id, open_round, arriving)
 
     async def _end_step(self, ending: OpenRound) -> None:
         """Open the next step, close the round, or abandon it."""

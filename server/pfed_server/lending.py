@@ -1,4 +1,4 @@
-"""What clients lend each other: the pool of experts, who gets which, and what comes into it."""
+"""What clients lend each other: the pool of experts, and who gets which. `publishing` has what comes into it."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from typing import TypeVar
 
 from pfed_server import events
 from pfed_server.federation import Federation
-from pfed_server.publication import read_publication
+from pfed_server.publishing import Publishing
 from pfed_server.rounds import part_of
-from pfed_server.store import Member, State, StoredPublication
+from pfed_server.store import Member, State
 from pfedsecure.errors import MessageRejected
 from pfedsecure.experts.factory import server_experts
 from pfedsecure.matching.factory import server_matching
@@ -26,16 +26,10 @@ from pfedsecure.wire.v1.payload_pb2 import PlainMatchAnswer
 
 T = TypeVar("T")
 
-OVERHEAD_BYTES = 4096
 EPOCHS_KEPT = 4
 """For so many epochs of the cohort's secret matching stays set up."""
 SECONDS_TO_SET_UP = 30
 """Then another member is asked."""
-SEALED_AGAIN_A_ROUND = 4
-"""So often a member's expert may be replaced by one of a newer epoch, of which there is one for each `pfed pki rotate`.
-
-Each replacement wakes all members, and lets its author set up matching for the epoch that it claims.
-"""
 ANSWERS_A_ROUND = 8
 """To one query of a member: one is needed, some more after crashes; each takes the server a while."""
 MATCHES_AT_ONCE = 16
@@ -56,14 +50,12 @@ class Lending:
     ) -> None:
         self._federation = federation
         self._n_experts = federation.plan.n_experts
-        self._experts = server_experts(federation.plan, context_shape)
         self._matching = server_matching(federation.plan, context_shape, executor, scratch)
-        self.max_publication_bytes = self._experts.max_bytes + self._matching.max_sketch_bytes + OVERHEAD_BYTES
+        self.publishing = Publishing(federation, server_experts(federation.plan, context_shape), self._matching)
         self.max_setup_bytes = self._matching.max_setup_bytes
         self._threads = ThreadPoolExecutor(MATCHES_AT_ONCE, thread_name_prefix="matching")
         self._setting_up, self._indexing = asyncio.Lock(), asyncio.Lock()
         self._index: tuple[int, MatchIndex] | None = None
-        self._sealed_again: tuple[int, Counter[str]] = 0, Counter()
         # By epoch that is installed: whose set-ups had been distrusted by then, which says which one of them it is.
         self._installed: dict[int, frozenset[str]] = {}
         self._set_up = asyncio.Event()
@@ -149,20 +141,6 @@ class Lending:
         _logger.warning("%s got a wrong distance to itself in round %d", member.name, request.round, extra=where)
         await self._federation.tell(events.matching_reported(member.name, request.round))
         return rnd.ReportMatchingReply()
-
-    def expect(self, member: Member, round_number: int) -> None:
-        """Raise MessageRejected unless `member` may publish an expert of a round."""
-        if not self._n_experts:
-            raise MessageRejected("in this plan clients lend each other no experts")
-        if not self._may_replace(member.name, round_number):
-            part_of(self._federation.state, member.name, round_number)
-
-    async def publish(self, member: Member, round_number: int, publication: bytes) -> rnd.Receipt:
-        content = await asyncio.to_thread(
-            read_publication, publication, self._experts, self._matching, member.expert_id, round_number
-        )
-        self._federation.count(member.name, received=len(publication))
-        return await self._federation.exclusively(partial(self._publish, member.name, round_number, content))
 
     def _is_asked_to_set_up(self, name: str, epoch: int) -> bool:
         """Whether this member is to set up matching for an epoch; others wait, and are asked when it does not."""
@@ -283,56 +261,3 @@ class Lending:
         part_of(self._federation.state, name, round_number)
         experts = await asyncio.to_thread(self._federation.store.experts, expert_ids)
         return {expert_id: experts[expert_id] for expert_id in expert_ids if expert_id in experts}
-
-    def _may_replace(self, name: str, round_number: int) -> bool:
-        """Whether a member's publication for a round would take the place of its expert in the pool."""
-        state = self._federation.state
-        if state.open_round is not None and state.open_round.number == round_number:
-            return False
-        pooled = state.pooled.get(name)
-        return pooled is not None and pooled.round <= round_number <= state.last_round
-
-    async def _publish(self, name: str, round_number: int, content: StoredPublication) -> rnd.Receipt:
-        if self._may_replace(name, round_number):
-            await self._replace(name, round_number, content)
-        else:
-            await self._stage(name, round_number, content)
-        return rnd.Receipt(sha256=content.digest)
-
-    async def _replace(self, name: str, round_number: int, content: StoredPublication) -> None:
-        pooled = self._federation.state.pooled[name]
-        if content.epoch > pooled.epoch:
-            self._check_seals_again(name)
-            replace = self._federation.store.replace_expert
-            await self._federation.change(partial(replace, round_number, name, content))
-            _logger.info("%s sealed its expert again, epoch %d", name, content.epoch, extra={"peer": name})
-        elif content.digest != pooled.digest:
-            raise MessageRejected(f"round {round_number} is closed; ask where the federation stands")
-
-    async def _stage(self, name: str, round_number: int, content: StoredPublication) -> None:
-        part, pooled = part_of(self._federation.state, name, round_number), self._federation.state.pooled.get(name)
-        if pooled is not None and content.epoch < pooled.epoch:
-            raise MessageRejected(
-                f"the expert is of epoch {content.epoch}, {name} has lent one of epoch {pooled.epoch} before: install "
-                "the newest kit of the authority"
-            )
-        if part.publication_digest is None or content.epoch > part.publication_epoch:
-            if part.publication_digest is not None:
-                self._check_seals_again(name)
-            traffic = self._federation.take_traffic(name)
-            record = self._federation.store.record_publication
-            await self._federation.change(partial(record, round_number, name, content, traffic))
-        elif part.publication_digest != content.digest:
-            raise MessageRejected(f"{name} has already published another expert in round {round_number}")
-
-    def _check_seals_again(self, name: str) -> None:
-        """Raise MessageRejected for a member that claims one new epoch after another; this server cannot verify any."""
-        number = self._federation.state.last_round
-        if self._sealed_again[0] != number:
-            self._sealed_again = number, Counter()
-        if self._sealed_again[1][name] >= SEALED_AGAIN_A_ROUND:
-            raise MessageRejected(
-                f"{name} has sealed its expert {SEALED_AGAIN_A_ROUND} times again since round {number} was opened; try "
-                "again in the next round"
-            )
-        self._sealed_again[1][name] += 1

@@ -70,10 +70,6 @@ def read_newer(session: Session, known: State) -> State:
     return replace(known, changes=changes, open_round=replace(open_round, parts=parts))
 
 
-def part_of_row(row: PartRow) -> Part:
-    return Part(row.step, row.message_digest, row.publication_digest, row.epoch)
-
-
 def _open_round(session: Session) -> OpenRound | None:
     row = session.execute(
         select(RoundRow.number, RoundRow.opened_at, RoundRow.step, RoundRow.deadline).where(RoundRow.outcome == OPEN)

@@ -10,14 +10,15 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
-from sqlalchemy import Engine, delete, insert, select, update
+from sqlalchemy import Engine, bindparam, delete, insert, select, update
+from sqlalchemy.exc import NoResultFound
 from sqlalchemy.orm import Session
 
 from pfed_server.database import StateFolder, empty_log, in_memory_engine
 from pfed_server.history_reader import HistoryReader
-from pfed_server.reading import count_change, part_of_row, read_state
+from pfed_server.reading import count_change, read_state
 from pfed_server.schema import (
     ABANDONED,
     CLOSED,
@@ -37,7 +38,6 @@ from pfed_server.store import (
     History,
     LedgerRecord,
     Member,
-    Part,
     QueryRecord,
     SharedStore,
     State,
@@ -142,17 +142,19 @@ class SqlStore:
             state = read_state(session)
         return self._is_now(state)
 
-    def record_message(
-        self, number: int, step: int, name: str, message: bytes, traffic: Traffic, *, counts: bool
+    def record_messages(
+        self, number: int, step: int, messages: Mapping[str, bytes], traffic: Mapping[str, Traffic], *, counts: bool
     ) -> State:
+        digests = {name: hashlib.sha256(message).digest() for name, message in messages.items()}
+        rows = [
+            {"round": number, "step": step, "member": name, "message": message} for name, message in messages.items()
+        ]
         with self._change(visible=False) as (session, change):
-            session.add(MessageRow(round=number, step=step, member=name, message=message))
-            part = session.get_one(PartRow, (number, name))
-            part.step, part.message_digest = step, hashlib.sha256(message).digest()
-            part.counted, part.changed = part.counted or counts, change
-            _add_traffic(part, traffic)
-            now = part_of_row(part)
-        return self._has_part(name, now, change)
+            session.execute(insert(MessageRow), rows)
+            to: dict[str, Any] = {"step": step, "changed": change} | ({"counted": True} if counts else {})
+            parts = {name: {**to, "message_digest": digest} for name, digest in digests.items()}
+            _update_parts(session, number, parts, traffic)
+        return self._have_parts(change, {name: {"step": step, "message_digest": digests[name]} for name in messages})
 
     def message(self, number: int, step: int, name: str) -> bytes:
         with self._transaction() as session:
@@ -165,14 +167,26 @@ class SqlStore:
             state = read_state(session)
         return self._is_now(state)
 
-    def record_publication(self, number: int, name: str, publication: StoredPublication, traffic: Traffic) -> State:
+    def record_publications(
+        self, number: int, publications: Mapping[str, StoredPublication], traffic: Mapping[str, Traffic]
+    ) -> State:
         with self._change(visible=False) as (session, change):
-            part = session.get_one(PartRow, (number, name))
-            part.expert, part.sketch, part.epoch = publication.expert, publication.sketch, publication.epoch
-            part.publication_digest, part.changed = publication.digest, change
-            _add_traffic(part, traffic)
-            now = part_of_row(part)
-        return self._has_part(name, now, change)
+            parts = {
+                name: {
+                    "expert": each.expert,
+                    "sketch": each.sketch,
+                    "epoch": each.epoch,
+                    "publication_digest": each.digest,
+                    "changed": change,
+                }
+                for name, each in publications.items()
+            }
+            _update_parts(session, number, parts, traffic)
+        known = {
+            name: {"publication_epoch": each.epoch, "publication_digest": each.digest}
+            for name, each in publications.items()
+        }
+        return self._have_parts(change, known)
 
     def replace_expert(self, number: int, name: str, publication: StoredPublication) -> State:
         with self._change() as (session, _):
@@ -223,9 +237,8 @@ class SqlStore:
             row.outcome = ABANDONED if closing.global_prompt is None else CLOSED
             row.closed_at, row.global_prompt = closed_at, closing.global_prompt
             row.metrics = dict(closing.metrics or {})
-            for name, bytes_since in traffic.items():
-                _add_traffic(session.get_one(PartRow, (number, name)), bytes_since)
             session.flush()
+            _update_parts(session, number, {name: {} for name in traffic}, traffic)
             if closing.global_prompt is not None:
                 _reveal_experts(session, number)
             session.execute(delete(MessageRow).where(MessageRow.round == number))
@@ -281,12 +294,12 @@ class SqlStore:
         self._newest = state
         return state
 
-    def _has_part(self, name: str, part: Part, change: int) -> State:
-        """The state after a change in which a member's part of the open round became `part`; it has been committed."""
+    def _have_parts(self, change: int, changed: Mapping[str, Mapping[str, Any]]) -> State:
+        """The state after a change in which members' parts of the open round were `changed`; it has been committed."""
         if self._newest is None or self._newest.open_round is None:
             return self.load()
         open_round = self._newest.open_round
-        parts = {**open_round.parts, name: part}
+        parts = {**open_round.parts, **{name: replace(open_round.parts[name], **to) for name, to in changed.items()}}
         return self._is_now(replace(self._newest, changes=change, open_round=replace(open_round, parts=parts)))
 
     def _wipe(self) -> None:
@@ -309,6 +322,26 @@ def _reveal_experts(session: Session, number: int) -> None:
     session.execute(insert(PoolRow).from_select(["member", "round", "expert", "sketch", "epoch", "digest"], staged))
 
 
-def _add_traffic(part: PartRow, traffic: Traffic) -> None:
-    part.bytes_received += traffic.received
-    part.bytes_sent += traffic.sent
+def _update_parts(
+    session: Session, number: int, parts: Mapping[str, Mapping[str, Any]], traffic: Mapping[str, Traffic]
+) -> None:
+    """Set columns of members' parts of a round, the same ones of each, and add to their traffic.
+
+    By one statement for all of them. Raises NoResultFound where one has no part.
+    """
+    if not parts:
+        return
+    table = PartRow.__table__
+    of_each = table.c.round == bindparam("of_round"), table.c.member == bindparam("of_member")
+    more = {
+        "bytes_received": table.c.bytes_received + bindparam("received"),
+        "bytes_sent": table.c.bytes_sent + bindparam("sent"),
+    }
+    rows = []
+    for name, to in parts.items():
+        bytes_since = traffic.get(name, Traffic())
+        counted = {"received": bytes_since.received, "sent": bytes_since.sent}
+        rows.append({"of_round": number, "of_member": name, **counted, **to})
+    updated = session.connection().execute(update(PartRow).where(*of_each).values(more), rows)
+    if updated.rowcount != len(rows):
+        raise NoResultFound(f"{len(rows) - updated.rowcount} of {len(rows)} members have no part in round {number}")

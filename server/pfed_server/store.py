@@ -192,12 +192,12 @@ class Store(Protocol):
     def open_round(self, number: int, opened_at: float, deadline: float, cohort: Sequence[str]) -> State:
         """Begin a round with step 1, and take the experts of members that left out of the pool."""
 
-    def record_message(
-        self, number: int, step: int, name: str, message: bytes, traffic: Traffic, *, counts: bool
+    def record_messages(
+        self, number: int, step: int, messages: Mapping[str, bytes], traffic: Mapping[str, Traffic], *, counts: bool
     ) -> State:
-        """Keep a message of the open step until its round closes; add to the member's traffic.
+        """Keep members' messages of the open step until its round closes, and add to the members' traffic.
 
-        `counts`: with it the member's update has arrived.
+        All or none of them. `counts`: with them the members' updates have arrived.
         """
 
     def message(self, number: int, step: int, name: str) -> bytes:
@@ -206,8 +206,10 @@ class Store(Protocol):
     def open_step(self, number: int, step: int, deadline: float) -> State:
         """Close the open step of a round and open the next."""
 
-    def record_publication(self, number: int, name: str, publication: StoredPublication, traffic: Traffic) -> State:
-        """Keep an expert out of sight until its round closes; add to the member's traffic."""
+    def record_publications(
+        self, number: int, publications: Mapping[str, StoredPublication], traffic: Mapping[str, Traffic]
+    ) -> State:
+        """Keep members' experts out of sight until their round closes, all or none; add to the members' traffic."""
 
     def replace_expert(self, number: int, name: str, publication: StoredPublication) -> State:
         """Put an expert of round `number` in the place of the member's older one at once; there must be one."""

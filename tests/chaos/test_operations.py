@@ -155,15 +155,15 @@ def lost_after_the_receipt(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def published_before_the_round_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
-    inner = SqlStore.record_publication
+    inner = SqlStore.record_publications
 
-    def record_publication(self: SqlStore, number: int, *args: Any) -> Any:
+    def record_publications(self: SqlStore, number: int, *args: Any) -> Any:
         inner(self, number, *args)
         with self._transaction() as session:
             sql_store._reveal_experts(session, number)
         return self.load()
 
-    monkeypatch.setattr(SqlStore, "record_publication", record_publication)
+    monkeypatch.setattr(SqlStore, "record_publications", record_publications)
 
 
 def spoilt_in_the_pool(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -177,7 +177,7 @@ def spoilt_in_the_pool(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def state_behind_the_store(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(SqlStore, "_has_part", lambda self, name, part, change: self._newest)
+    monkeypatch.setattr(SqlStore, "_have_parts", lambda self, change, changed: self._newest)
 
 
 def noise_that_nobody_pays_for(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -188,7 +188,7 @@ def noise_that_nobody_pays_for(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def messages_that_nobody_checks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Aggregating, "_check", lambda self, open_round, name, message: None)
+    monkeypatch.setattr(Aggregating, "_check", lambda self, open_round, uploads: {})
 
 
 def look_every_moment(world: World, seconds: float) -> None:

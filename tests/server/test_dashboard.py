@@ -56,7 +56,7 @@ async def shown(plan: Plan, members: Any, port: int) -> AsyncIterator[Address]:
     for number, updates, prompt in ((1, 2, b"prompt"), (2, 0, None)):
         store.open_round(number, 100.0, 160.0, names)
         for name in names[:updates]:
-            store.record_message(number, 1, name, b"x", Traffic(12_000, 5_000), counts=True)
+            store.record_messages(number, 1, {name: b"x"}, {name: Traffic(12_000, 5_000)}, counts=True)
         store.close_round(number, 130.5, Closing(prompt, {"test_accuracy": 0.987654} if prompt else None), {})
     coordinator = Coordinator(plan, store, context_shape=(2, 3), authority=members.server.authority)
     dashboard = Address("127.0.0.1", port)

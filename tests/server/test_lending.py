@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from cryptography.hazmat.primitives.serialization import Encoding
 
-from pfed_server.lending import SEALED_AGAIN_A_ROUND
+from pfed_server.publishing import SEALED_AGAIN_A_ROUND
 from pfed_server.sql_store import SqlStore
 from pfedsecure.errors import IdentityError, MessageRejected, NameTaken, NotAMember
 from pfedsecure.experts.claim import Claim

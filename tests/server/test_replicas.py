@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, closing, contextmanager
 from dataclasses import replace
 from functools import partial
@@ -195,13 +195,14 @@ async def race(one: Any, other: Any, monkeypatch: pytest.MonkeyPatch) -> list[tu
     """
     check, loop = Aggregating._check, asyncio.get_running_loop()
 
-    def held_up(self: Aggregating, open_round: OpenRound, name: str, message: bytes) -> None:
-        check(self, open_round, name, message)
-        if name == "cleo" and one.clock.now() < open_round.deadline:
+    def held_up(self: Aggregating, open_round: OpenRound, uploads: Sequence[Any]) -> Any:
+        refused = check(self, open_round, uploads)
+        if any(upload.name == "cleo" for upload in uploads) and one.clock.now() < open_round.deadline:
             loop.call_soon_threadsafe(one.clock.advance, 60)
             until = time.monotonic() + 0.5
             while one.coordinator.federation.state.rounds_completed < open_round.number and time.monotonic() < until:
                 time.sleep(0.01)
+        return refused
 
     monkeypatch.setattr(Aggregating, "_check", held_up)
     await one.join("anna", "bert")
@@ -283,9 +284,9 @@ def slowly_checked(monkeypatch: pytest.MonkeyPatch) -> None:
     """A message takes a while to be checked, as one of a large cohort does: time for somebody else to be faster."""
     inner = Aggregating._check
 
-    def check(self: Aggregating, *arguments: Any) -> None:
+    def check(self: Aggregating, *arguments: Any) -> Any:
         time.sleep(0.03)
-        inner(self, *arguments)
+        return inner(self, *arguments)
 
     monkeypatch.setattr(Aggregating, "_check", check)
 

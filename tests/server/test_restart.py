@@ -105,7 +105,7 @@ async def test_a_round_that_was_complete_at_the_crash_closes_at_the_start(make_p
             await driver.submit(name, 1, context(name, 1))
         last = driver.contribution(context("cleo", 1))
     # Written by a server that died before it could close the round.
-    store.record_message(1, 1, "cleo", last, Traffic(len(last)), counts=True)
+    store.record_messages(1, 1, {"cleo": last}, {"cleo": Traffic(len(last))}, counts=True)
     async with drive(plan, store) as driver:
         view = await driver.view("anna")
         assert (view.phase, view.round, view.rounds_completed) == (fed.FEDERATION_PHASE_ROUND_OPEN, 2, 1)

@@ -36,7 +36,7 @@ def filled(folder: Path, plan: Plan) -> Path:
         for name in ("anna", "bert"):
             store.save_member(member(name))
         store.open_round(1, 100.0, 160.0, ["anna", "bert"])
-        store.record_message(1, 1, "anna", b"contribution" * 1000, Traffic(12_000, 5), counts=True)
+        store.record_messages(1, 1, {"anna": b"contribution" * 1000}, {"anna": Traffic(12_000, 5)}, counts=True)
     return folder / DATABASE_FILE
 
 
@@ -189,7 +189,7 @@ def test_a_history_read_as_it_happens_is_the_one_that_is_read_at_once(make_plan:
             store.open_round(number, 100.0 * number, 160.0, names)
             store.history()
             for name in names[:senders]:
-                store.record_message(number, 1, name, b"x", Traffic(number, 5), counts=True)
+                store.record_messages(number, 1, {name: b"x"}, {name: Traffic(number, 5)}, counts=True)
                 assert store.history().rounds[-1].traffic.received == number * (names.index(name) + 1)
             store.close_round(number, 100.0 * number + 7, Closing(prompt, {"loss": number / 8}), {"cleo": Traffic(1)})
         store.record_report("anna", "id-bert")

@@ -76,7 +76,7 @@ def test_a_state_reads_back_as_it_was_written(make_plan: MakePlan, opened: Opene
     with opened(make_plan()) as store:
         first = store.load().federation_id
         begun(store, "bert", "anna")
-        store.record_message(1, 1, "anna", b"contribution" * 1000, Traffic(12_000, 5), counts=True)
+        store.record_messages(1, 1, {"anna": b"contribution" * 1000}, {"anna": Traffic(12_000, 5)}, counts=True)
     with opened(make_plan()) as store:
         state = store.load()
         assert state.federation_id == first
@@ -118,17 +118,17 @@ def test_every_change_says_what_the_state_is_after_it(make_plan: MakePlan, opene
         after(store.touch())
         after(store.open_round(1, 100.0, 160.0, ["anna", "bert"]))
         for name in ("anna", "bert"):
-            after(store.record_publication(1, name, publication(name), Traffic(3, 0)), visible=False)
-            after(store.record_message(1, 1, name, b"keys", Traffic(4, 0), counts=False), visible=False)
+            after(store.record_publications(1, {name: publication(name)}, {name: Traffic(3, 0)}), visible=False)
+            after(store.record_messages(1, 1, {name: b"keys"}, {name: Traffic(4, 0)}, counts=False), visible=False)
         after(store.open_step(1, 2, 170.0))
-        after(store.record_message(1, 2, "bert", b"input", Traffic(5, 0), counts=True), visible=False)
+        after(store.record_messages(1, 2, {"bert": b"input"}, {"bert": Traffic(5, 0)}, counts=True), visible=False)
         after(store.close_round(1, 130.0, Closing(b"prompt"), {"anna": Traffic(0, 9)}))
         after(store.replace_expert(1, "anna", publication("anna", epoch=2)))
         after(store.save_setup(1, "bert", b"keys of 1", None))
         after(store.distrust_setup(1))
         after(store.save_setup(2, "anna", b"keys of 2", None))
         after(store.open_round(2, 200.0, 260.0, ["anna", "bert"]))
-        after(store.record_publication(2, "anna", publication("anna", epoch=3), Traffic()), visible=False)
+        after(store.record_publications(2, {"anna": publication("anna", epoch=3)}, {"anna": Traffic()}), visible=False)
         after(store.save_member(member("anna", expert_id="another")))
         after(store.expel(["bert"]))
         after(store.close_round(2, 230.0, Closing(), {}))
@@ -145,13 +145,13 @@ def test_experts_are_seen_when_their_round_is_closed(make_plan: MakePlan, opened
     with opened(make_plan()) as store:
         begun(store, "bert", "anna", "Zoe")
         for name in ("bert", "Zoe"):
-            store.record_publication(1, name, publication(name), Traffic())
+            store.record_publications(1, {name: publication(name)}, {name: Traffic()})
         assert (store.pool(), store.experts(["id-bert"]), store.load().pooled) == ([], {}, {})
         store.close_round(1, 130.0, Closing(b"prompt"), {})
         assert [entry.owner for entry in store.pool()] == ["Zoe", "bert"]  # on every database as Python sorts
         assert store.experts(["id-bert", "id-anna"]) == {"id-bert": b"expert of bert, epoch 1"}
         store.open_round(2, 200.0, 260.0, ["anna", "bert"])
-        store.record_publication(2, "anna", publication("anna"), Traffic())
+        store.record_publications(2, {"anna": publication("anna")}, {"anna": Traffic()})
         store.close_round(2, 230.0, Closing(), {})
         assert "anna" not in store.load().pooled, "the round was abandoned"
         store.expel(["bert"])
@@ -176,13 +176,13 @@ def test_what_was_decided_on_an_older_state_is_refused(make_plan: MakePlan, open
         with store._transaction() as session:  # as another process would
             session.execute(update(MetaRow).values(changes=MetaRow.changes + 1))
         with pytest.raises(StateOvertaken, match="another server has changed the federation meanwhile"):
-            store.record_message(1, 1, "anna", b"late", Traffic(), counts=True)
+            store.record_messages(1, 1, {"anna": b"late"}, {"anna": Traffic()}, counts=True)
         with pytest.raises(StateOvertaken):
             store.close_round(1, 130.0, Closing(b"prompt"), {})
         state = store.load()
         assert state.open_round is not None
         assert state.open_round.parts["anna"] == Part()
-        store.record_message(1, 1, "anna", b"in time", Traffic(), counts=True)
+        store.record_messages(1, 1, {"anna": b"in time"}, {"anna": Traffic()}, counts=True)
         assert store.message(1, 1, "anna") == b"in time"
 
 
@@ -256,7 +256,7 @@ def test_the_change_before_the_newest_applies_to_a_database_in_use(make_plan: Ma
     )
     with opened(make_plan()) as store:
         begun(store, "anna", "bert")
-        store.record_message(1, 1, "anna", b"message", Traffic(), counts=True)
+        store.record_messages(1, 1, {"anna": b"message"}, {"anna": Traffic()}, counts=True)
         with store._transaction() as session:
             for statement in undone:
                 session.execute(text(statement))
@@ -264,6 +264,6 @@ def test_the_change_before_the_newest_applies_to_a_database_in_use(make_plan: Ma
         state = store.load()
         assert (state.changes, state.open_round is not None) == (0, True)
         assert store.message(1, 1, "anna") == b"message"
-        store.record_message(1, 1, "bert", b"message", Traffic(), counts=True)
+        store.record_messages(1, 1, {"bert": b"message"}, {"bert": Traffic()}, counts=True)
         with store._engine.connect() as connection:
             assert compare_metadata(MigrationContext.configure(connection), Base.metadata) == []

@@ -84,7 +84,7 @@ async def test_a_step_that_was_complete_at_the_crash_closes_at_the_start(
             await cohort.send(driver, 1, step, *FOUR[:3])
             last = await cohort.message(driver, 1, step, "dora")
         # Written by a server that died before it could close the step.
-        store.record_message(1, step, "dora", last, Traffic(len(last)), counts=step == 3)
+        store.record_messages(1, step, {"dora": last}, {"dora": Traffic(len(last))}, counts=step == 3)
     with closing(SqlStore.open(tmp_path / "state", plan)) as store:
         async with drive(plan, store) as driver:
             view = await driver.view("anna")

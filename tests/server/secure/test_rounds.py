@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from typing import Any
 
@@ -238,6 +239,23 @@ async def test_two_names_for_one_key_are_one_client(secure_plan: MakePlan, drive
         assert (await cohort.opened(driver, 1, 2)).step_received == 1
 
 
+async def test_two_names_for_one_key_are_one_client_though_they_come_at_once(
+    secure_plan: MakePlan, drive: Any, cohort_of: Any
+) -> None:
+    """What comes together is checked together: neither of the two is stored when the other is looked at."""
+    plan = secure_plan(clients=4)
+    cohort = cohort_of(plan, ("anna", "bert", "cleo", "dora-clone"))
+    async with drive(plan) as driver:
+        driver.members.clone("dora-clone", of="anna")
+        await driver.join(*cohort.names)
+        await cohort.opened(driver, 1, 1)
+        await cohort.enter(driver, 1)
+        calls = [cohort.send(driver, 1, 1, name) for name in cohort.names]
+        results = await asyncio.gather(*calls, return_exceptions=True)
+        assert [type(result) for result in results] == [type(None)] * 3 + [MessageRejected]
+        assert "the certified key of dora-clone stands twice in the roster" in str(results[3])
+
+
 @pytest.mark.parametrize("when", ["at once", "after a restart"])
 async def test_whatever_a_sum_is_refused_for_loses_the_round_and_nothing_else(
     secure_plan: MakePlan, drive: Any, cohort_of: Any, caplog: Any, monkeypatch: pytest.MonkeyPatch, when: str
@@ -262,7 +280,7 @@ async def test_whatever_a_sum_is_refused_for_loses_the_round_and_nothing_else(
             await cohort.submit(driver, 1, 5, "dora", last)
             await cohort.opened(driver, 2, 1)
     if when != "at once":
-        store.record_message(1, 5, "dora", last, Traffic(), counts=False)
+        store.record_messages(1, 5, {"dora": last}, {"dora": Traffic()}, counts=False)
     async with drive(plan, store) as driver:
         view = await cohort.opened(driver, 2, 1)
         assert view.rounds_completed == 0
