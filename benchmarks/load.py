@@ -3,7 +3,7 @@
 The clients are real but for their training (`crowd`): certificates, envelopes, masks, shares and noised sketches are
 made, sent and checked as `pfed-client` does. A few processes on the same machine hold them, and give way to the server.
 Two federations: all clients, whose server is killed in the middle of the last round and started again; and 200 clients
-that make small calls all the time, to see how long these take while rounds go on.
+in whose names another process makes small calls all the time, to see how long these take while rounds go on.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ SMALL_CLIENTS = 200
 ROUNDS = 3
 """The server is killed in the last one, unless it is the only one."""
 SMALL_ROUNDS = 2
-SMALL_CALLS = ("get_plan", "heartbeat")
 PROBE_SECONDS = 5.0
+PROBE = "small call:"
 LIMITS = {"round_errors": 0.0, "server_mib": 2048.0, "small_rpc_p99_ms_200": 250.0, "recovery_seconds": 5.0}
 _MEMORY_FOLDER = Path("/dev/shm")  # noqa: S108 - what is put there is made by tempfile, for this user alone
 
@@ -100,6 +100,7 @@ def rows_of(run: Run) -> list[Row]:
     rows = [server, joining_row(run), *round_rows(run)]
     calls = between(calls_of(run), run.began, quiet_until(run))
     rows += call_rows(run.phase.name, calls)
+    rows += call_rows(run.phase.name, {f"{PROBE} {method}": took for method, took in probes_of_rounds(run).items()})
     if run.recovery_seconds is not None:
         rows.append({"what": "recovery", "phase": run.phase.name, "seconds": round(run.recovery_seconds, 2)})
     return rows
@@ -155,6 +156,7 @@ def errors_of(run: Run) -> list[str]:
                 for number, count in client.borrowed.items()
                 if number > 1 and count < wanted
             ]
+    found += run.probes.errors
     for record in run.rounds:
         if record.outcome != "closed":
             found.append(f"round {record.number} is {record.outcome}")
@@ -189,11 +191,15 @@ def bars(probed: Run, everybody: Run) -> dict[str, Bar]:
 
 
 def small_calls(run: Run) -> list[float]:
-    """Milliseconds of the small calls that clients made while rounds were open, until the server was killed."""
+    """Milliseconds of the small calls while rounds were open, until the server was killed."""
+    return [took for taken in probes_of_rounds(run).values() for took in taken]
+
+
+def probes_of_rounds(run: Run) -> dict[str, list[float]]:
+    """By method, the milliseconds of the small calls while rounds were open."""
     places = places_of(run)
     begin, end = places.get(place(1, 1), run.began), min(places.get(FINISHED, run.ended), quiet_until(run))
-    found = between(calls_of(run), begin, end)
-    return [took for method in SMALL_CALLS for took in found.get(method, ())]
+    return between(run.probes.calls, begin, end)
 
 
 def quiet_until(run: Run) -> float:

@@ -36,6 +36,8 @@ from pfedsecure.wire.v1.federation_pb2_grpc import FederationStub
 from pfedsecure.wire.v1.payload_pb2 import Tensor
 
 from ..server_process import ServerProcess
+from .probing import Probes
+from .probing import Setting as Asking
 from .trainer import SeededTrainer, expected_prompts
 from .worker import Result, Setting, Slow
 
@@ -50,7 +52,8 @@ _AT_ONCE = (("grpc.initial_reconnect_backoff_ms", 50), ("grpc.max_reconnect_back
 
 @dataclass(frozen=True)
 class Phase:
-    """One federation. `kill_in`: the round in whose middle the server is killed; `probe_seconds` as workers have it."""
+    """One federation. `kill_in`: the round in whose middle the server is killed; every
+    `probe_seconds` two small calls are made in each client's name."""
 
     name: str
     clients: int
@@ -68,6 +71,7 @@ class Run:
     phase: Phase
     plan: Plan
     results: list[Result] = field(default_factory=list)
+    probes: Probes = field(default_factory=Probes)
     rounds: list[ops.GetStatusReply.Round] = field(default_factory=list)
     status_calls: list[tuple[float, float]] = field(default_factory=list)
     began: float = 0.0
@@ -130,7 +134,8 @@ def gather(consortium: Consortium, phase: Phase, disk: Path, memory: Path) -> Ru
     (folder / "plan.toml").write_text(to_toml(run.plan))
     options = ["--tls", "--plan", "plan.toml", "--state", "state", "--identity", str(consortium.server.folder)]
     results = [folder / f"clients-{number}.json" for number in range(phase.processes)]
-    with ServerProcess(folder, options) as server, Children(folder) as children:
+    probes = folder / "probes.json"
+    with ServerProcess(folder, options) as server, Children(folder) as children, Children(folder) as probing:
         run.began = time.monotonic()
         for result, share in zip(results, _shares(names, phase.processes), strict=True):
             slow = None
@@ -142,17 +147,31 @@ def gather(consortium: Consortium, phase: Phase, disk: Path, memory: Path) -> Ru
                 states=states,
                 address=tuple(server.address),
                 names=share,
-                probe_seconds=phase.probe_seconds,
                 slow=slow,
                 result=result,
             )
             command = [sys.executable, "-m", "pfed_benchmarks.crowd.worker", setting.model_dump_json()]
             children.start(result.stem, command, result.with_suffix(".log"))
+        if phase.probe_seconds is not None:
+            asking = Asking(
+                identities=consortium.identities,
+                states=states,
+                address=tuple(server.address),
+                names=names,
+                seconds=phase.probe_seconds,
+                result=probes,
+            )
+            command = [sys.executable, "-m", "pfed_benchmarks.crowd.probing", asking.model_dump_json()]
+            probing.start(probes.stem, command, probes.with_suffix(".log"))
         _watch(run, server, children, consortium.operator)
         run.ended = time.monotonic()
+        probing.check()
+        probing.stop()  # then it writes what it saw
         run.rounds = list(_last_status(run, server.address, consortium.operator).rounds)
     run.server_mib, run.server_cpu_seconds = server.peak_mib, server.cpu_seconds
     run.results = [Result.model_validate_json(result.read_bytes()) for result in results]
+    if phase.probe_seconds is not None:
+        run.probes = Probes.model_validate_json(probes.read_bytes())
     run.wrong_sums = wrong_sums(run, names, folder / "state")
     return run
 

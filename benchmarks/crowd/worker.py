@@ -7,9 +7,7 @@ import logging
 import os
 import sys
 import time
-from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager
 from pathlib import Path
 
 from pydantic import BaseModel
@@ -24,8 +22,6 @@ from pfedsecure.console import Address
 from pfedsecure.errors import PfedError
 from pfedsecure.pki.identity import Identity
 from pfedsecure.plan import Plan
-from pfedsecure.wire.api import FederationApi
-from pfedsecure.wire.v1 import federation_pb2 as fed
 
 from .timing import Seen
 from .trainer import SeededTrainer
@@ -33,7 +29,7 @@ from .trainer import SeededTrainer
 JOINING_AT_ONCE = 8
 """Of one process."""
 RETRY_SECONDS = 300.0
-LESS_URGENT = 2
+LESS_URGENT = 5
 """By so much the clients give way to the server: real ones have machines of their own."""
 SWITCH_SECONDS = 0.001
 """A thread that computes gives way to the one that sends and receives, whose calls are timed."""
@@ -57,8 +53,6 @@ class Setting(BaseModel):
     states: Path
     address: tuple[str, int]
     names: list[str]
-    probe_seconds: float | None
-    """Every client makes two small calls this often, on top of what it does anyhow."""
     slow: Slow | None
     result: Path
 
@@ -116,18 +110,18 @@ class Crowd:
 
     async def run(self) -> Result:
         """All of them, until the federation is finished."""
-        await asyncio.gather(*(self._live(number, name) for number, name in enumerate(self._setting.names)))
+        await asyncio.gather(*(self._live(name) for name in self._setting.names))
         return Result(calls=self._seen.calls, places=self._seen.places, clients=self._clients)
 
-    async def _live(self, number: int, name: str) -> None:
+    async def _live(self, name: str) -> None:
         seen = self._clients[name]
         try:
-            await self._take_part(number, name, seen)
+            await self._take_part(name, seen)
         except Exception as error:  # one client's end is not that of the others; it is counted
             logging.getLogger(name).exception("ended")
             seen.errors.append(f"{type(error).__name__}: {error}")
 
-    async def _take_part(self, number: int, name: str, seen: ClientSeen) -> None:
+    async def _take_part(self, name: str, seen: ClientSeen) -> None:
         setting, joined = self._setting, asyncio.Event()
         watch = Watch(seen, joined)
         identity = Identity.load(setting.identities / name, role="client")
@@ -150,8 +144,7 @@ class Crowd:
                         identity=identity,
                         observer=watch,
                     )
-                    async with self._probing(api, number, state, joined, seen):
-                        await session.run()
+                    await session.run()
                 seen.borrowed = {record.round: record.n_experts for record in state.metrics.read()}
         finally:
             joined.set()
@@ -164,32 +157,6 @@ class Crowd:
     async def _leave_gate(self, joined: asyncio.Event) -> None:
         await joined.wait()
         self._gate.release()
-
-    @asynccontextmanager
-    async def _probing(
-        self, api: FederationApi, number: int, state: ClientState, joined: asyncio.Event, seen: ClientSeen
-    ) -> AsyncIterator[None]:
-        every = self._setting.probe_seconds
-        if every is None:
-            yield
-            return
-
-        async def probe() -> None:
-            await joined.wait()
-            await asyncio.sleep(every * number / len(self._clients))  # not all at the same moment
-            while True:
-                await api.heartbeat(fed.HeartbeatRequest(instance_id=state.record.instance_id))
-                await api.get_plan()
-                await asyncio.sleep(every)
-
-        probing = asyncio.create_task(probe())
-        try:
-            yield
-        finally:
-            probing.cancel()
-            (end,) = await asyncio.gather(probing, return_exceptions=True)
-            if isinstance(end, Exception):
-                seen.errors.append(f"a small call: {type(end).__name__}: {end}")
 
 
 def main() -> None:

@@ -56,10 +56,11 @@ class Peer:
         Raises InsecureTransport when the call did not come over TLS 1.3, IdentityError when its certificate is missing
         or not acceptable any more.
         """
-        properties = {key: list(values) for key, values in context.auth_context().items()}
-        if properties.get("transport_security_type") != [b"ssl"] or properties.get("ssl_tls_version") != [b"TLSv1.3"]:
+        properties = context.auth_context()
+        transport = [list(properties.get(key, ())) for key in ("transport_security_type", "ssl_tls_version")]
+        if transport != [[b"ssl"], [b"TLSv1.3"]]:
             raise InsecureTransport("this server takes calls over TLS 1.3 only: connect without --insecure")
-        certificates = properties.get("x509_pem_cert", [])
+        certificates = list(properties.get("x509_pem_cert", ()))
         if len(certificates) != 1:
             raise IdentityError("this server takes calls with a client certificate only: enrol with `pfed pki request`")
         return cls._of(verify_caller(certificates[0], authority, now or datetime.now(UTC)))

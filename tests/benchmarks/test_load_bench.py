@@ -11,6 +11,7 @@ import pytest
 from click.testing import CliRunner
 from pfed_benchmarks.contract import Outcome, Report
 from pfed_benchmarks.crowd.gathering import Phase, Run, plan_of, wrong_sums
+from pfed_benchmarks.crowd.probing import Probes
 from pfed_benchmarks.crowd.timing import FINISHED, Seen, between, call_rows, place
 from pfed_benchmarks.crowd.trainer import CHANGE, SeededTrainer, expected_prompts
 from pfed_benchmarks.crowd.worker import ClientSeen, Result
@@ -50,6 +51,7 @@ def run_of(clients: int, *, kill_in: int | None = None) -> Run:
             ops.GetStatusReply.Round(number=number, outcome="closed", cohort=clients, updates=clients, seconds=10.0)
             for number in (1, 2, 3)
         ],
+        probes=Probes(calls={"heartbeat": heartbeats, "get_plan": [(1.0, 9.0)]}),
         began=0.0,
         ended=140.0,
         killed=None if kill_in is None else 125.0,
@@ -90,7 +92,7 @@ def test_small_calls_are_those_of_open_rounds() -> None:
 def test_calls_count_until_the_kill_and_steps_have_their_seconds() -> None:
     rows = rows_of(run_of(20, kill_in=3))
     calls = {str(row["method"]): row["calls"] for row in rows if row["what"] == "call"}
-    assert calls == {"heartbeat": 24, "get_plan": 1}
+    assert calls == {"heartbeat": 24, "get_plan": 1, "small call: heartbeat": 24}
     steps = [(row["train and advertise"], row["unmask"]) for row in rows if row["what"] == "round"]
     assert steps == [(1.0, 6.0), (1.0, 6.0), (1.0, 6.0)]
     (recovery,) = [row["seconds"] for row in rows if row["what"] == "recovery"]
@@ -102,6 +104,7 @@ def test_everything_that_goes_wrong_is_an_error() -> None:
     run = run_of(20)
     first, second, third = (run.results[0].clients[name] for name in NAMES)
     first.errors.append("ServerUnreachable: gone")
+    run.probes.errors.append("a small call of client-0001: ServerUnreachable: gone")
     second.borrowed[2] = 8
     third.borrowed[1] = 0  # nothing is lent in the first round
     run.rounds[0].updates = 18
@@ -111,6 +114,7 @@ def test_everything_that_goes_wrong_is_an_error() -> None:
     assert errors_of(run) == [
         "client-0001: ServerUnreachable: gone",
         "client-0002: borrowed 8 of 9 experts in round 2",
+        "a small call of client-0001: ServerUnreachable: gone",
         "round 1 lacks the update of a client",
         "round 1 lacks the update of a client",
         "round 2 is abandoned",
@@ -205,6 +209,8 @@ def test_a_small_crowd_goes_through_all_of_it(tmp_path: Path) -> None:
     servers = [row for row in report.rows if row["what"] == "server"]
     assert [row["phase"] for row in servers] == ["small calls", "all"]
     assert all(int(str(row["descriptors"])) > 11 for row in servers)  # a connection each
+    probes = {row["method"]: row["calls"] for row in report.rows if str(row.get("method")).startswith("small call:")}
+    assert set(probes) == {"small call: heartbeat", "small call: get_plan"}
     methods = {row["method"] for row in report.rows if row["what"] == "call" and row["phase"] == "all"}
     assert {"join", "match", "get_experts", "publish_expert", "get_step_request", "submit_step"} <= methods
     assert "| all | 3 | 11 of 11 |" in table_of(report)
