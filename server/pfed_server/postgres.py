@@ -181,16 +181,22 @@ def _prepared(connection: Connection, location: Location, plan: Plan, known: str
     return str(federation_id)
 
 
-def _look_at_the_way(connection: Connection) -> None:
-    """Warn of a connection that others can read or take over."""
-    session: psycopg.Connection[Any] = connection.connection.driver_connection  # type: ignore[assignment]
+def exposed(session: psycopg.Connection[Any]) -> tuple[str, str] | None:
+    """Host and sslmode of a connection that others can read or take over; None for one that they cannot."""
     host, mode = session.info.host, session.info.get_parameters().get("sslmode", "prefer")
+    if mode == "verify-full" or not host or host.startswith("/") or is_loopback(host):
+        return None
+    return host, mode
+
+
+def _look_at_the_way(connection: Connection) -> None:
+    risk = exposed(connection.connection.driver_connection)  # type: ignore[arg-type]
     connection.rollback()
-    if mode != "verify-full" and host and not host.startswith("/") and not is_loopback(host):
+    if risk is not None:
         _logger.warning(
             "NOT PROTECTED: whoever is between this server and its database at %s can read and change what goes there "
             "(sslmode=%s); give sslmode=verify-full and sslrootcert in --database",
-            *(host, mode),
+            *risk,
         )
 
 

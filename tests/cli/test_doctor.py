@@ -226,9 +226,11 @@ def test_another_plan_than_the_states_is_found(deployment: Path) -> None:
 def test_a_state_whose_federation_is_in_postgresql_is_not_taken_for_a_new_one(deployment: Path) -> None:
     (deployment / "state/server" / DATABASE_FILE).unlink()
     (deployment / "state/server" / ELSEWHERE_FILE).write_text("f" * 32)
-    (finding,) = [finding for finding in of_server() if finding.check == "state"]
+    findings = of_server()
+    (finding,) = [finding for finding in findings if finding.check == "state"]
     assert finding.level == "ok"
-    assert finding.said.endswith("belongs to a federation in PostgreSQL, which is not looked at here")
+    assert finding.said.endswith("belongs to a federation in PostgreSQL")
+    assert any("give --database to have it looked at" in said for said in wrong(findings, "warning"))
 
 
 def test_a_taken_port_and_a_wrong_host_are_found(deployment: Path, unused_tcp_port: int) -> None:

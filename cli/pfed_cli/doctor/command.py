@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 from rich.console import Console
@@ -21,6 +22,9 @@ from pfedsecure.pki.development import DEVELOPMENT_FOLDER
 from pfedsecure.pki.identity import Identity
 from pfedsecure.plan import Plan
 
+if TYPE_CHECKING:
+    from pfed_server.postgres import Location
+
 SOMETHING_IS_WRONG = 1
 """Exit status; warnings alone end with 0."""
 
@@ -28,6 +32,12 @@ _FOLDER = click.Path(file_okay=False, path_type=Path)
 _FILE = click.Path(dir_okay=False, path_type=Path)
 _json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 _STYLES = {"ok": "green", "warning": "yellow", "wrong": "bold red"}
+
+
+def _location(text: str) -> Location:
+    from pfed_server.postgres import parse_location
+
+    return parse_location(text)
 
 
 @click.group()
@@ -43,6 +53,7 @@ def doctor() -> None:
 @click.option("--identity", "folder", type=_FOLDER, metavar="DIR", help="As given to pfed-server.")
 @click.option("--plan", "plan_file", type=_FILE, metavar="FILE", help="As given to pfed-server.")
 @click.option("--crl", type=_FILE, metavar="FILE", help="As given to pfed-server.")
+@click.option("--database", type=_location, metavar="URL", help="As given to pfed-server.")
 @click.option("--listen", type=parse_address, default="127.0.0.1:8470", show_default=True, metavar="HOST:PORT")
 @click.option("--connections", type=click.IntRange(min=1), metavar="N", help="As given to pfed-server.")
 @_json_option
@@ -51,12 +62,14 @@ def server(
     folder: Path | None,
     plan_file: Path | None,
     crl: Path | None,
+    database: Location | None,
     listen: Address,
     connections: int | None,
     as_json: bool,
 ) -> None:
     """Of a server, on its own machine, running or not."""
     from pfed_cli.doctor import server as checks
+    from pfed_cli.doctor.database import database as in_postgres
     from pfed_cli.doctor.revocations import revocations
 
     running, place = checks.is_running(state), folder or DEVELOPMENT_FOLDER / "server"
@@ -68,6 +81,7 @@ def server(
             "plan": partial(checks.plan, plan_file),
             "disk": partial(machine.disk, state),
             "state": partial(checks.state, state, plan_file),
+            "database": partial(in_postgres, database, state, plan_file),
             "audit": partial(checks.audit, state),
             "port": lambda: [machine.port(listen, in_use_is_fine=running)],
             "descriptors": lambda: [machine.descriptors(connections)],

@@ -49,7 +49,7 @@ def state(folder: Path, plan_file: Path | None) -> Iterator[Finding]:
     """Of the database, which is read and not changed."""
     database = folder / DATABASE_FILE
     if (folder / ELSEWHERE_FILE).exists():
-        yield Finding("state", "ok", f"{folder} belongs to a federation in PostgreSQL, which is not looked at here")
+        yield Finding("state", "ok", f"{folder} belongs to a federation in PostgreSQL")
         return
     if not database.exists():
         yield Finding("state", "ok", f"{folder} holds no state yet: pfed-server will make one")
@@ -68,27 +68,30 @@ def state(folder: Path, plan_file: Path | None) -> Iterator[Finding]:
     except (sqlite3.Error, TypeError) as error:
         yield Finding("state", "wrong", f"{database} cannot be read ({error}): is it of a pfed-server? restore a copy")
         return
+    yield of_schema(f"{database}", schema, "state", "is sound")
+    yield from of_plan(f"{database}", plan_json, plan_file, "--state another folder")
+
+
+def of_schema(where: str, schema: str, check: str, sound: str = "can be read") -> Finding:
+    """Of a database `where` there is a federation."""
     if schema not in migrations.known():
-        yield Finding(
-            "state",
+        said = f"this version knows {migrations.BASELINE} to {migrations.newest()}"
+        return Finding(
+            check,
             "wrong",
-            f"{database} has schema {schema}, this version knows {migrations.BASELINE} to "
-            f"{migrations.newest()}: install the version of pfedsecure that wrote it",
+            f"{where} has schema {schema}, {said}: install the version of pfedsecure that wrote it",
         )
-    elif schema != migrations.newest():
-        yield Finding(
-            "state", "ok", f"{database} has schema {schema}: the next start brings it to {migrations.newest()}"
-        )
-    else:
-        yield Finding("state", "ok", f"{database} is sound, schema {schema}")
+    if schema != migrations.newest():
+        return Finding(check, "ok", f"{where} has schema {schema}: the next start brings it to {migrations.newest()}")
+    return Finding(check, "ok", f"{where} {sound}, schema {schema}")
+
+
+def of_plan(where: str, plan_json: str, plan_file: Path | None, instead: str) -> Iterator[Finding]:
+    """Whether a federation that is kept `where` has the server's plan. Raises PlanError."""
     stored = Plan.from_json(plan_json)
     if stored != Plan.from_toml(plan_file or DEMO_PLAN):
-        yield Finding(
-            "plan",
-            "wrong",
-            f"{database} is of a federation with the plan {stored.digest()[:12]}: give --plan "
-            "that plan, or --state another folder",
-        )
+        said = f"{where} is of a federation with the plan {stored.digest()[:12]}"
+        yield Finding("plan", "wrong", f"{said}: give --plan that plan, or {instead}")
 
 
 def audit(folder: Path) -> Iterator[Finding]:
