@@ -12,7 +12,9 @@ from pathlib import Path
 
 import pytest
 from alembic.autogenerate import compare_metadata
+from alembic.config import Config
 from alembic.migration import MigrationContext
+from alembic.script import ScriptDirectory
 from sqlalchemy import create_engine
 
 from pfed_server import migrations
@@ -47,6 +49,30 @@ def shape(database: Path) -> dict[str, object]:
             )
             for name, sql in tables.items()
         }
+
+
+def test_the_schemas_are_those_of_the_files_in_their_order() -> None:
+    config = Config()
+    config.set_main_option("script_location", str(Path(migrations.__file__).parent))
+    scripts = list(ScriptDirectory.from_config(config).walk_revisions())
+    assert [script.revision for script in reversed(scripts)] == list(migrations.SCHEMAS)
+
+
+def test_a_server_that_starts_again_does_not_wait_for_what_upgrades(tmp_path: Path) -> None:
+    plan = tmp_path / "plan.json"
+    plan.write_text(old_state(tmp_path).to_json())
+    program = """
+import sys
+from pathlib import Path
+from pfed_server import app, coordinator
+from pfed_server.sql_store import SqlStore
+from pfedsecure.plan import Plan
+SqlStore.open(Path(sys.argv[1]), Plan.from_json(Path(sys.argv[2]).read_text())).close()
+print("alembic" in sys.modules)
+"""
+    command = [sys.executable, "-c", program, str(tmp_path), str(plan)]
+    said = [subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip() for _ in range(2)]
+    assert said == ["True", "False"], "the first start upgrades"
 
 
 def test_there_is_a_state_of_every_schema_but_the_newest() -> None:
