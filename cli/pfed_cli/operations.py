@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TypeVar
 
@@ -47,6 +48,14 @@ def fetch_status(address: Address, identity: Identity | None) -> ops.GetStatusRe
     Raises InsecureTransport, IdentityError or ServerUnreachable, which say what is wrong.
     """
     return _asked(address, identity, _status)
+
+
+def of_any(addresses: Sequence[Address], ask: Callable[[Address], T]) -> T:
+    """What the first of a federation's servers says that answers. Raises as `ask` does, with the last of them."""
+    for address in addresses[:-1]:
+        with suppress(ServerUnreachable):
+            return ask(address)
+    return ask(addresses[-1])
 
 
 def fetch_plan(address: Address, identity: Identity | None) -> fed.GetPlanReply:

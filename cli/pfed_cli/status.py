@@ -15,8 +15,8 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from pfed_cli.operations import fetch_status, operator_identity
-from pfedsecure.console import Address, one_line, parse_address
+from pfed_cli.operations import fetch_status, of_any, operator_identity
+from pfedsecure.console import Address, one_line, parse_addresses
 from pfedsecure.errors import ServerUnreachable
 from pfedsecure.pki.development import DEVELOPMENT_FOLDER
 from pfedsecure.pki.expiry import ExpiryReminder
@@ -29,7 +29,13 @@ NEWEST_ROUNDS = 10
 
 @click.command()
 @click.option(
-    "--server", type=parse_address, default="127.0.0.1:8470", show_default=True, metavar="HOST:PORT", help="The server."
+    "--server",
+    "servers",
+    type=parse_addresses,
+    default="127.0.0.1:8470",
+    show_default=True,
+    metavar="HOST:PORT[,...]",
+    help="The server. Of several for one federation the first that answers tells.",
 )
 @click.option(
     "--identity",
@@ -44,7 +50,9 @@ NEWEST_ROUNDS = 10
 @click.option(
     "--interval", type=click.FloatRange(0.2), default=2.0, show_default=True, metavar="SECONDS", help="With --watch."
 )
-def status(server: Address, folder: Path | None, insecure: bool, as_json: bool, watch: bool, interval: float) -> None:
+def status(
+    servers: tuple[Address, ...], folder: Path | None, insecure: bool, as_json: bool, watch: bool, interval: float
+) -> None:
     """Where the federation of a server stands: its round, its members, and which protections are off."""
     if insecure and folder is not None:
         raise click.UsageError("--identity goes with TLS, not with --insecure")
@@ -53,9 +61,13 @@ def status(server: Address, folder: Path | None, insecure: bool, as_json: bool, 
     identity = None
     if not insecure:
         identity = operator_identity() if folder is None else Identity.load(folder, role="operator")
+
+    def ask() -> ops.GetStatusReply:
+        return of_any(servers, lambda server: fetch_status(server, identity))
+
     if watch:
-        watch_status(lambda: fetch_status(server, identity), Console(), interval)
-    reply = fetch_status(server, identity)
+        watch_status(ask, Console(), interval)
+    reply = ask()
     if identity is not None:
         subject = identity.subject
         if sentence := ExpiryReminder().due(subject.role, subject.name, subject.not_after):

@@ -367,6 +367,17 @@ def test_another_plan_or_federation_than_agreed_on_is_found(deployment: Path) ->
     assert by_file.startswith(f"plan: it is not the one of --plan ({PLAN.digest()[:12]})")
 
 
+def test_of_several_servers_each_is_asked(deployment: Path, unused_tcp_port: int) -> None:
+    nobody = Address("127.0.0.1", unused_tcp_port)
+
+    def ask(address: Address) -> list[Finding]:
+        return examine("client", "--state", "anna", "--server", f"{nobody},{address}")[1]
+
+    findings = with_server(PLAN, ask)
+    assert wrong(findings) == [f"server: nothing listens at {nobody}: start pfed-server there, or correct the address"]
+    assert any(finding.check == "server" and finding.level == "ok" for finding in findings)
+
+
 def test_no_server_no_identity_and_no_state_are_found(deployment: Path, unused_tcp_port: int) -> None:
     nobody = Address("127.0.0.1", unused_tcp_port)
     assert wrong(of_client(nobody)) == [

@@ -15,7 +15,7 @@ from click.testing import CliRunner, Result
 from rich.console import Console
 
 from pfed_cli.in_process import InProcessApi
-from pfed_cli.operations import fetch_status, operator_identity
+from pfed_cli.operations import fetch_status, of_any, operator_identity
 from pfed_cli.status import print_status, status, watch_status
 from pfed_server.app import serving
 from pfed_server.coordinator import Coordinator
@@ -41,8 +41,11 @@ UNPROTECTED = PLAN.model_copy(
 SHAPE = (16, 48)
 
 
-def ask(folder: Path, *arguments: str, tls: bool = True) -> Result:
-    """The command's result in `folder`, against a server with development certificates there and one client."""
+def ask(folder: Path, *arguments: str, tls: bool = True, before: str = "") -> Result:
+    """The command's result in `folder`, against a server with development certificates there and one client.
+
+    `before`: what stands before its address in --server.
+    """
     plan = PLAN if tls else UNPROTECTED
 
     async def main() -> Result:
@@ -52,7 +55,7 @@ def ask(folder: Path, *arguments: str, tls: bool = True) -> Result:
             async with serving(coordinator, Address("127.0.0.1", 0), identity) as address:
                 if tls:
                     await join(coordinator, "alice")
-                options = ["--server", str(address), *arguments]
+                options = ["--server", f"{before}{address}", *arguments]
                 return await asyncio.to_thread(CliRunner().invoke, status, options)
 
     with pytest.MonkeyPatch.context() as patch:
@@ -140,6 +143,31 @@ def test_plain_text_says_so(tmp_path: Path) -> None:
     found = json.loads(ask(tmp_path, "--insecure", "--json", tls=False).output)
 
     assert found["transport"] == "insecure"
+
+
+def test_of_several_servers_the_first_that_answers_tells(tmp_path: Path, unused_tcp_port: int) -> None:
+    nobody = f"127.0.0.1:{unused_tcp_port}"
+    assert ask(tmp_path, "--json").exit_code == 0
+    found = ask(tmp_path, "--json", before=f"{nobody}, ")
+    assert json.loads(found.output)["transport"] == "mtls"
+
+    asked = []
+
+    def answer(address: Address) -> str:
+        asked.append(address.host)
+        if address.host == "a":
+            raise ServerUnreachable("a is away")
+        if address.host == "b":
+            raise IdentityError("b does not know you")
+        return "c"
+
+    a, b, c = (Address(host, 1) for host in "abc")
+    assert of_any([a, c, b], answer) == "c"
+    with pytest.raises(IdentityError, match="b does not know you"):  # that another would say the same of
+        of_any([a, b, c], answer)
+    with pytest.raises(ServerUnreachable, match="a is away"):
+        of_any([a, a], answer)
+    assert asked == ["a", "c", "a", "b", "a", "a"]
 
 
 def test_a_client_is_no_operator(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,7 +17,7 @@ from rich.text import Text
 from pfed_cli.doctor import machine
 from pfed_cli.doctor.findings import Check, Finding, run
 from pfed_cli.doctor.identity import certificates
-from pfedsecure.console import Address, one_line, parse_address
+from pfedsecure.console import Address, one_line, parse_address, parse_addresses
 from pfedsecure.pki.development import DEVELOPMENT_FOLDER
 from pfedsecure.pki.identity import Identity
 from pfedsecure.plan import Plan
@@ -96,7 +96,13 @@ def server(
 @click.option("--plan", "plan_file", type=_FILE, metavar="FILE", help="The plan that was agreed on.")
 @click.option("--ledger", type=_FOLDER, metavar="DIR", help="As given to pfed-client.")
 @click.option(
-    "--server", "address", type=parse_address, default="127.0.0.1:8470", show_default=True, metavar="HOST:PORT"
+    "--server",
+    "servers",
+    type=parse_addresses,
+    default="127.0.0.1:8470",
+    show_default=True,
+    metavar="HOST:PORT[,...]",
+    help="As given to pfed-client; each is asked.",
 )
 @click.option("--insecure", is_flag=True, help="Plain text, to a server on this machine only.")
 @_json_option
@@ -105,7 +111,7 @@ def client(
     folder: Path | None,
     plan_file: Path | None,
     ledger: Path | None,
-    address: Address,
+    servers: tuple[Address, ...],
     insecure: bool,
     as_json: bool,
 ) -> None:
@@ -116,7 +122,7 @@ def client(
         raise click.UsageError("--identity goes with TLS, not with --insecure")
     place = folder or state / "identity"
 
-    def ask_server() -> list[Finding]:
+    def ask(address: Address) -> list[Finding]:
         identity = None if insecure else Identity.load(place, role="client")
         agreed = None if plan_file is None else Plan.from_toml(plan_file)
         return list(checks.server(address, identity, state, agreed))
@@ -129,7 +135,7 @@ def client(
             "disk": partial(machine.disk, state),
             "state": partial(checks.record, state),
             "ledger": partial(checks.ledger, state, ledger),
-            "server": ask_server,
+            **{"server" if one == servers[0] else f"server {one}": partial(ask, one) for one in servers},
         },
         as_json,
     )
