@@ -14,6 +14,7 @@ COMMANDS = {
     "status": LazyCommand("pfed_cli.status", "status", "Where a federation stands."),
     "audit": LazyCommand("pfed_cli.audit", "audit", "A server's audit log: whether it holds, and what is in it."),
     "doctor": LazyCommand("pfed_cli.doctor.command", "doctor", "What is wrong with a deployment, and what to do."),
+    "move": LazyCommand("pfed_cli.move", "move", "A federation from its file into PostgreSQL."),
     "bench": LazyCommand("pfed_benchmarks.cli", "bench", "Measurements, each into one JSON file."),
     "bench-table": LazyCommand("pfed_benchmarks.cli", "bench_table", "The tables of docs/ from those files."),
     "bench-plot": LazyCommand("pfed_benchmarks.cli", "bench_plot", "The pictures of docs/ from those files."),

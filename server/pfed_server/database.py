@@ -24,6 +24,8 @@ from pfedsecure.plan import Plan
 
 DATABASE_FILE = "federation.sqlite"
 LOCK_FILE = "lock"
+MOVED_FILE = f"{DATABASE_FILE}.moved"
+"""The database as it was when its federation was moved to PostgreSQL."""
 ELSEWHERE_FILE = "postgresql"
 """In a state directory whose federation is in PostgreSQL: that federation's id."""
 
@@ -76,6 +78,42 @@ class StateFolder:
             _sync(self._elsewhere)
         except OSError as error:
             raise self._unusable(error) from None
+
+    def open_to_move(self) -> Engine:
+        """The database that is here, of the newest schema. Raises StateError for none, or one that cannot be used."""
+        if not self._database.exists():
+            raise StateError(f"{self._folder}: there is no {DATABASE_FILE}; give the --state that the server has")
+        engine = _engine(f"sqlite:///{self._database}")
+        try:
+            if (damage := self._pragma("quick_check(1)")) != "ok":
+                raise self._corrupted(damage)
+            with engine.begin() as connection:
+                found = migrations.current(connection)
+            if found != migrations.newest():
+                raise StateError(
+                    f"{self._database}: has schema {one_line(str(found))}; start the pfed-server of this version on it "
+                    "once, which brings it to the newest"
+                )
+        except BaseException as error:
+            engine.dispose()
+            if isinstance(error, (sqlite3.Error, SQLAlchemyError)):
+                raise self._explained(error) from None
+            raise
+        return engine
+
+    def has_moved(self, federation_id: str) -> Path:
+        """The federation is in PostgreSQL from now on; where its database was put aside. Raises StateError.
+
+        Killed in between it belongs to neither place: no server starts on it before it was moved once more.
+        """
+        self.is_elsewhere(federation_id)
+        aside = self._database.with_name(MOVED_FILE)
+        try:
+            self._database.replace(aside)
+            _sync(self._folder)
+        except OSError as error:
+            raise self._unusable(error) from None
+        return aside
 
     def open_database(self, plan: Plan) -> Engine:
         """The database for `plan`, made when there is none yet, brought to the newest schema when it has an older one.

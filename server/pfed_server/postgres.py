@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 from sqlalchemy import Connection, Engine, create_engine, func, select
@@ -29,6 +30,8 @@ from pfedsecure.wire.loopback import is_loopback
 
 if TYPE_CHECKING:
     import psycopg
+
+T = TypeVar("T")
 
 LOCK_SECONDS = 20
 """A server that waits longer for another's change tells its callers to try again."""
@@ -108,6 +111,14 @@ def open_postgres(location: Location, plan: Plan, known: str | None) -> tuple[En
 
     Raises ServerUnreachable when it cannot be reached, StateError when it is of something else; it is as it was then.
     """
+    return set_up(location, partial(_prepared, location=location, plan=plan, known=known))
+
+
+def set_up(location: Location, work: Callable[[Connection], T]) -> tuple[Engine, T]:
+    """The database at `location`, and what `work` did there in one transaction while no server makes changes.
+
+    Raises as `work` does, SQLAlchemy's errors as ServerUnreachable or StateError; nothing of it has happened then.
+    """
     engine = create_engine(
         "postgresql+psycopg://",
         creator=location.connect,
@@ -122,13 +133,13 @@ def open_postgres(location: Location, plan: Plan, known: str | None) -> tuple[En
         with engine.connect() as connection:
             _look_at_the_way(connection)
             with _locked(connection), connection.begin():
-                federation_id = _prepared(connection, location, plan, known)
+                done = work(connection)
     except BaseException as error:
         engine.dispose()
         if isinstance(error, SQLAlchemyError):
             raise _explained(error, location) from None
         raise
-    return engine, federation_id
+    return engine, done
 
 
 def lock(connection: Connection) -> None:
