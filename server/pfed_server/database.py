@@ -7,7 +7,9 @@ import logging
 import os
 import secrets
 import sqlite3
+from collections.abc import Callable
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -63,8 +65,8 @@ class StateFolder:
         """
         if self._database.exists() and self._database.stat().st_size:
             raise StateError(
-                f"{self._folder}: holds a federation in SQLite, which --database would leave behind; give another "
-                "--state, or leave --database out"
+                f"{self._folder}: holds a federation in SQLite, which --database would leave behind; move it there "
+                "with `pfed move`, or give another --state"
             )
         try:
             return (self._elsewhere.read_text().strip() if self._elsewhere.exists() else "") or None
@@ -83,23 +85,7 @@ class StateFolder:
         """The database that is here, of the newest schema. Raises StateError for none, or one that cannot be used."""
         if not self._database.exists():
             raise StateError(f"{self._folder}: there is no {DATABASE_FILE}; give the --state that the server has")
-        engine = _engine(f"sqlite:///{self._database}")
-        try:
-            if (damage := self._pragma("quick_check(1)")) != "ok":
-                raise self._corrupted(damage)
-            with engine.begin() as connection:
-                found = migrations.current(connection)
-            if found != migrations.newest():
-                raise StateError(
-                    f"{self._database}: has schema {one_line(str(found))}; start the pfed-server of this version on it "
-                    "once, which brings it to the newest"
-                )
-        except BaseException as error:
-            engine.dispose()
-            if isinstance(error, (sqlite3.Error, SQLAlchemyError)):
-                raise self._explained(error) from None
-            raise
-        return engine
+        return self._opened(self._require_newest)
 
     def has_moved(self, federation_id: str) -> Path:
         """The federation is in PostgreSQL from now on; where its database was put aside. Raises StateError.
@@ -130,27 +116,43 @@ class StateFolder:
                 self._database.touch(mode=0o600)  # SQLite gives its other files the same mode
         except OSError as error:
             raise self._unusable(error) from None
+        return self._opened(partial(self._prepare, plan))
+
+    def _opened(self, work: Callable[[Engine], None]) -> Engine:
+        """The sound database that is here, after `work` on it. Raises StateError."""
         engine = _engine(f"sqlite:///{self._database}")
         try:
             if (damage := self._pragma("quick_check(1)")) != "ok":
                 raise self._corrupted(damage)
-            with engine.begin() as connection:
-                found = migrations.current(connection)
-                if found is None:
-                    create(connection, plan)
-                else:
-                    check(connection, plan, found, str(self._database), "another --state")
-            if found not in (None, migrations.newest()):
-                self._upgrade(engine, found)
-            with engine.begin() as connection:
-                write_plan(connection, plan)
-            self._pragma("journal_mode=WAL")
+            work(engine)
         except BaseException as error:
             engine.dispose()
             if isinstance(error, (sqlite3.Error, SQLAlchemyError)):
                 raise self._explained(error) from None
             raise
         return engine
+
+    def _prepare(self, plan: Plan, engine: Engine) -> None:
+        with engine.begin() as connection:
+            found = migrations.current(connection)
+            if found is None:
+                create(connection, plan)
+            else:
+                check(connection, plan, found, str(self._database), "another --state")
+        if found not in (None, migrations.newest()):
+            self._upgrade(engine, found)
+        with engine.begin() as connection:
+            write_plan(connection, plan)
+        self._pragma("journal_mode=WAL")
+
+    def _require_newest(self, engine: Engine) -> None:
+        with engine.begin() as connection:
+            found = migrations.current(connection)
+        if found != migrations.newest():
+            raise StateError(
+                f"{self._database}: has schema {one_line(str(found))}; start the pfed-server of this version on it "
+                "once, which brings it to the newest"
+            )
 
     def _pragma(self, pragma: str) -> str:
         with closing(sqlite3.connect(self._database)) as connection:
