@@ -57,6 +57,7 @@ def test_the_view_of_an_image_is_what_the_client_would_clip_and_send_back_throug
     assert (pulls @ pulls.T - torch.diag(pulls.norm(dim=1) ** 2)).abs().max() < 0.25
 
 
+@pytest.mark.slow
 def test_noise_looks_alike_in_all_directions_of_the_view() -> None:
     """Where the tower shrinks it most too: else floats, not noise, would be seen there."""
     target = audited("one step", 8.0, 32)
@@ -89,6 +90,7 @@ def test_what_keeps_its_promise_is_not_refuted(setting: str) -> None:
     assert bound(Case("coins", setting, 1.0)) <= 1.0
 
 
+@pytest.mark.slow
 def test_what_keeps_its_promise_is_seen_through_all_the_same() -> None:
     assert 1.0 < bound(Case("coins", "one step", 8.0)) < 8.0
 

@@ -137,6 +137,7 @@ def test_the_gate_alone_brings_the_ensembles_with_it(sources: Sources) -> None:
     assert len({row["balanced"] for row in rows}) > 5
 
 
+@pytest.mark.slow
 def test_what_is_done_is_not_done_again(sources: Sources, monkeypatch: pytest.MonkeyPatch) -> None:
     tasks = [Task(DIGITS, 0.3, 1, "paper", Matching.NEAREST, 2, seed) for seed in (1, 2)]
     first = measure_all(tasks[:1], 1, sources)

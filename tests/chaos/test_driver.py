@@ -24,6 +24,7 @@ def test_some_stories(number: int) -> None:
     assert run(random_sequence(number)) is None
 
 
+@pytest.mark.slow
 def test_what_breaks_is_found_and_shrunk(monkeypatch: pytest.MonkeyPatch) -> None:
     """Planted: a server that begins to count versions anew after it was killed."""
     inner = SqlStore.open.__func__  # type: ignore[attr-defined]

@@ -46,6 +46,7 @@ def plain(tmp_path: Path) -> Iterator[World]:
     made.close()
 
 
+@pytest.mark.slow
 def test_some_sequences() -> None:
     run_state_machine_as_test(Operations, settings=settings(EXAMPLES, max_examples=3, derandomize=True, database=None))
 

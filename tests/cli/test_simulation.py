@@ -42,6 +42,7 @@ def same(one: SimulationResult, other: SimulationResult) -> bool:
     )
 
 
+@pytest.mark.slow
 def test_the_seed_alone_decides(small_plan: MakePlan, clients: Clients, backbone: Backbone) -> None:
     plan = small_plan()
     first = simulate(plan, clients, backbone)
@@ -190,6 +191,7 @@ def test_an_ensembles_experts_travel_sealed_as_they_do_plain(
     assert experts == (1, 3 + 4, 48)  # 10 classes x 16 numbers behind a prompt of 3 rows of 48
 
 
+@pytest.mark.slow
 def test_private_clients_pay_for_every_round(
     small_plan: MakePlan, clients: Clients, backbone: Backbone, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -262,6 +262,7 @@ async def test_the_promise_is_made_once_and_kept(state: ClientState, account: Ac
         privacy(state, asked, other, 100, account)
 
 
+@pytest.mark.slow
 def test_what_the_images_spent_before_counts(tmp_path: Path, account: Account) -> None:
     """Another federation, another state directory: the same images, one budget."""
 

@@ -329,12 +329,12 @@ async def test_metrics_leave_where_both_plan_and_user_say_so(
     trainers = {name: make_trainer(name, n_train=place + 1, loss=place + 0.5) for place, name in enumerate("abc")}
     async with federation(make_protected_plan(rounds__count=1, protection__metrics=asked_for)) as it:
         await asyncio.gather(*(it.run(n, trainer=trainers[n], share_metrics=n in shared) for n in "abc"))
-        (record,) = it.store.history().rounds
+        *_, record = it.store.history().rounds  # on a busy machine one may be abandoned before it
         assert record.outcome == "closed"
         if not (asked_for and shared):
             assert record.metrics == {}
             return
-        logs = {name: MetricsLog(it.folder / name / "metrics.jsonl").read()[0] for name in shared}
+        logs = {name: MetricsLog(it.folder / name / "metrics.jsonl").read()[-1] for name in shared}
         weights = [trainers[name].n_train for name in shared]
         for metric in ("test_accuracy", "train_loss"):
             values = [getattr(logs[name], metric) for name in shared]

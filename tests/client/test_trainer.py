@@ -183,6 +183,7 @@ def test_one_view_is_as_without_views_to_the_last_bit(backbone: Backbone) -> Non
     assert not np.array_equal(round_of(backbone, views_plan(2), with_views(data, others)).context, want.context)
 
 
+@pytest.mark.slow
 def test_every_view_of_every_image_is_used_each_time_another(
     backbone: Backbone, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -69,6 +69,7 @@ def test_open_clip_loads_it_without_a_complaint(caplog: pytest.LogCaptureFixture
     assert TINY_WEIGHTS.stat().st_size < 7_000_000
 
 
+@pytest.mark.slow
 def test_zero_shot_works_and_leaves_room(tiny: open_clip.CLIP, facts: dict[str, object]) -> None:
     measured = accuracy(tiny, None, range(len(load_digits().target)))
     assert measured == pytest.approx(facts["zero_shot_accuracy"], abs=2e-3)
@@ -76,6 +77,7 @@ def test_zero_shot_works_and_leaves_room(tiny: open_clip.CLIP, facts: dict[str, 
     assert 0.65 < measured < 0.85
 
 
+@pytest.mark.slow
 def test_zero_shot_survives_writing_conditions_and_gains_by_none(tiny: open_clip.CLIP) -> None:
     some = range(0, 1797, 3)
     clean = accuracy(tiny, None, some)
@@ -185,6 +187,7 @@ def test_training_sees_pixels_as_open_clip_prepares_them() -> None:
     torch.testing.assert_close(pretrain.pixels(grey)[0], preprocess(image), atol=0.01, rtol=0)
 
 
+@pytest.mark.slow
 def test_pretraining_is_deterministic(briefly_trained: open_clip.CLIP, tmp_path: Path) -> None:
     again = train_briefly()
     accuracies = [
@@ -207,6 +210,7 @@ def test_pretraining_moves_only_words_that_captions_hold(briefly_trained: open_c
     assert moved.sum() < 200
 
 
+@pytest.mark.slow
 def test_command_line_writes_what_open_clip_loads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pretrain, "THREADS", torch.get_num_threads())
     result = CliRunner().invoke(pretrain.main, ["--out", str(tmp_path / "new"), "--seed", "2", "--steps", "1"])

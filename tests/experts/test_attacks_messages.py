@@ -179,6 +179,7 @@ def test_whatever_a_client_publishes_the_server_refuses_it_or_names_its_epoch(
     check()
 
 
+@pytest.mark.slow
 def test_whatever_comes_in_the_clear(context_of: ContextOf) -> None:
     experts = PlainExperts(SHAPE, 100.0)
     content = experts.pack(context_of(1), 4)

@@ -83,6 +83,7 @@ def test_every_byte_counts(alice: Any, bob: Any, envelope: bytes) -> None:
     reader.unpack(envelope, alice.pseudonym, 9)
 
 
+@pytest.mark.slow
 def test_no_piece_of_an_envelope_passes(alice: Any, bob: Any, envelope: bytes) -> None:
     reader = bob.experts()
     for length in range(len(envelope)):

@@ -61,6 +61,7 @@ def test_a_second_implementation_makes_the_same_envelopes(
     np.testing.assert_array_equal(bob.experts().unpack(theirs, alice.pseudonym, number + 1), context)
 
 
+@pytest.mark.slow
 def test_no_two_different_plaintexts_share_key_and_nonce(
     oracle: Any, cohort: Any, new_cohort: Any, context_of: ContextOf
 ) -> None:

@@ -155,6 +155,7 @@ async def test_killed_in_the_middle_of_rounds_it_finishes_with_the_right_prompt(
     np.testing.assert_allclose(prompt, oracle, rtol=1e-6)
 
 
+@pytest.mark.slow
 async def test_pages_are_served_beside_the_calls_and_end_with_them(
     tmp_path: Path, members: Any, unused_tcp_port_factory: Any
 ) -> None:

@@ -166,6 +166,7 @@ async def test_who_calls_another_server_is_not_silent(
         assert "cleo" in server.online()
 
 
+@pytest.mark.slow
 async def test_a_deadline_is_over_once(make_plan: MakePlan, replicas: Any, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("INFO")
     async with replicas(make_plan(**PATIENT, count=9)) as (one, other):
@@ -244,6 +245,7 @@ async def test_an_upload_with_a_receipt_is_in_the_mean(
         assert await race(one, other, monkeypatch) == [(True, True)] * RACES
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("missing", "always", "sometimes"),
     [

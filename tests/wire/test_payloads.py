@@ -40,6 +40,7 @@ def piece(data: bytes) -> PayloadChunk:
     return PayloadChunk(data=data)
 
 
+@pytest.mark.slow
 @given(st.lists(payloads, max_size=4))
 def test_what_is_split_is_joined_again(sent: Sequence[Payload]) -> None:
     chunks = [chunk for payload in sent for chunk in split(payload)]

@@ -72,6 +72,7 @@ def answered(
     return [(candidate.expert_id, candidate.distance) for candidate in ranked]
 
 
+@pytest.mark.slow
 def test_after_any_history_it_answers_like_a_search_in_clear(server: Any, client: HeClientMatching) -> None:
     """Members come, change, leave; lanes get free and are used again; blocks empty and fill."""
     rng = np.random.default_rng(0)
@@ -91,6 +92,7 @@ def test_after_any_history_it_answers_like_a_search_in_clear(server: Any, client
         assert answered(server, client, list(entries.values()), asker, step) == in_clear(members, asker, step)
 
 
+@pytest.mark.slow
 def test_a_block_is_made_anew_before_its_noise_adds_up(
     server: Any, client: HeClientMatching, monkeypatch: pytest.MonkeyPatch
 ) -> None:
