@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import TypeVar
 
@@ -14,7 +13,7 @@ import pfedsecure.wire  # noqa: F401 - before grpc: it settles the TLS versions
 import grpc.aio
 
 from pfedsecure.console import Address
-from pfedsecure.errors import ServerUnreachable
+from pfedsecure.errors import IdentityError, InsecureTransport, PfedError, ServerUnreachable
 from pfedsecure.pki.development import DEVELOPMENT_FOLDER, enrol
 from pfedsecure.pki.identity import Identity
 from pfedsecure.wire.diagnose import explain_connection_failure
@@ -51,11 +50,19 @@ def fetch_status(address: Address, identity: Identity | None) -> ops.GetStatusRe
 
 
 def of_any(addresses: Sequence[Address], ask: Callable[[Address], T]) -> T:
-    """What the first of a federation's servers says that answers. Raises as `ask` does, with the last of them."""
-    for address in addresses[:-1]:
-        with suppress(ServerUnreachable):
+    """What the first of a federation's servers says that answers. Raises as `ask` does for the first of them.
+
+    A refusal is not believed before all have been asked: a server that is going down, or what stands before it, closes
+    connections in ways that look like one.
+    """
+    first: PfedError | None = None
+    for address in addresses:
+        try:
             return ask(address)
-    return ask(addresses[-1])
+        except (ServerUnreachable, IdentityError, InsecureTransport) as error:
+            first = first or error
+    assert first is not None
+    raise first
 
 
 def fetch_plan(address: Address, identity: Identity | None) -> fed.GetPlanReply:

@@ -32,7 +32,7 @@ from pfedsecure.experts.envelope import SALT_BYTES, TAG_BYTES, Label, seal, unse
 from pfedsecure.experts.interface import Seen
 from pfedsecure.experts.plain import read_expert, write_expert
 from pfedsecure.pki.author import Author, VerifiedAuthor, verify_author
-from pfedsecure.pki.cohort import CohortSecrets
+from pfedsecure.pki.cohort import CohortSecrets, is_epoch
 from pfedsecure.wire.v1.expert_pb2 import SealedExpert, SignedExpert
 
 PADDED_OVERHEAD_BYTES = 2048
@@ -196,6 +196,6 @@ def read_envelope(content: bytes, shape: tuple[int, int], what: str) -> SealedEx
         sealed = SealedExpert.FromString(content)
     except DecodeError:
         raise MessageRejected(f"{what} is not a SealedExpert") from None
-    if len(sealed.salt) != SALT_BYTES or len(sealed.ciphertext) != length or sealed.epoch < 1:
+    if len(sealed.salt) != SALT_BYTES or len(sealed.ciphertext) != length or not is_epoch(sealed.epoch):
         raise MessageRejected(f"{what}: the envelope is not of the form of this plan")
     return sealed

@@ -23,7 +23,8 @@ from pfedsecure.pki.statement import statement
 
 COHORT_FILE = "cohort.json"
 SECRET_BYTES = 32
-LARGEST_EPOCH = (1 << 63) - 1
+LARGEST_EPOCH = (1 << 31) - 1
+"""What every database takes for a number."""
 
 _KEPT = 2  # epochs: what was sealed just before a rotation can still be opened
 

@@ -65,6 +65,7 @@ class Aggregating:
 
         Raises MessageRejected.
         """
+        self._federation.count(member.name, received=len(message))
         return await self._uploads(_Upload(member.name, round_number, step, message))
 
     async def _answer_requests(self, requests: Mapping[str, _Request]) -> dict[str, bytes | Exception]:
@@ -97,8 +98,8 @@ class Aggregating:
             traffic = {name: federation.take_traffic(name) for name in accepted}
             number, step = open_round.number, open_round.step
             counts = step == federation.aggregation.input_step
-            record = federation.store.record_messages
-            await federation.change(partial(record, number, step, accepted, traffic, counts=counts))
+            record = partial(federation.store.record_messages, number, step, accepted, traffic, counts=counts)
+            await federation.change_with(traffic, record)
         return answers
 
     def _is_new(self, upload: _Upload) -> bool:
@@ -106,7 +107,6 @@ class Aggregating:
         name, number, step = upload.name, upload.round, upload.step
         open_round = open_round_of(self._federation.state, name, number)
         part = open_round.parts[name]
-        self._federation.count(name, received=len(upload.message))
         if 0 < part.step == step:
             if part.message_digest != upload.digest:
                 raise MessageRejected(f"{name} has already sent another message of step {step} of round {number}")

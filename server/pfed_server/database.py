@@ -63,6 +63,7 @@ class StateFolder:
 
         Raises StateError for one that has a federation in SQLite.
         """
+        self._require_whole()
         if self._database.exists() and self._database.stat().st_size:
             raise StateError(
                 f"{self._folder}: holds a federation in SQLite, which --database would leave behind; move it there "
@@ -81,24 +82,37 @@ class StateFolder:
         except OSError as error:
             raise self._unusable(error) from None
 
+    def _require_whole(self) -> None:
+        """Raise StateError in the middle of a move."""
+        if self._elsewhere.exists() and self._database.exists() and self._database.stat().st_size:
+            raise StateError(
+                f"{self._folder}: its move to PostgreSQL was broken off; run `pfed move` again, with the same options"
+            )
+
     def open_to_move(self) -> Engine:
         """The database that is here, of the newest schema. Raises StateError for none, or one that cannot be used."""
         if not self._database.exists():
             raise StateError(f"{self._folder}: there is no {DATABASE_FILE}; give the --state that the server has")
-        return self._opened(self._require_newest)
+        engine = self._opened(self._require_newest)
+        if self._pragma("wal_checkpoint(TRUNCATE)") != "0":  # what is put aside in the end is the file alone
+            engine.dispose()
+            raise StateError(f"{self._database}: another program reads it now; stop that one, then try again")
+        return engine
 
-    def has_moved(self, federation_id: str) -> Path:
-        """The federation is in PostgreSQL from now on; where its database was put aside. Raises StateError.
+    def has_moved(self) -> Path:
+        """The federation is in PostgreSQL; where its database was put aside. Raises StateError.
 
-        Killed in between it belongs to neither place: no server starts on it before it was moved once more.
+        Where this does not happen after `is_elsewhere` no server starts here before it was moved once more.
         """
-        self.is_elsewhere(federation_id)
         aside = self._database.with_name(MOVED_FILE)
         try:
             self._database.replace(aside)
             _sync(self._folder)
         except OSError as error:
-            raise self._unusable(error) from None
+            raise StateError(
+                f"{self._database}: was moved to PostgreSQL and cannot be put aside ({error.strerror}); mend that, and "
+                "run `pfed move` again"
+            ) from None
         return aside
 
     def open_database(self, plan: Plan) -> Engine:
@@ -106,6 +120,7 @@ class StateFolder:
 
         Raises StateError; the database is as it was then. A copy of an older one stays beside it.
         """
+        self._require_whole()
         if self._elsewhere.exists():
             raise StateError(
                 f"{self._folder}: its federation is in PostgreSQL; give --database, or another --state for a new "
@@ -128,7 +143,7 @@ class StateFolder:
         except BaseException as error:
             engine.dispose()
             if isinstance(error, (sqlite3.Error, SQLAlchemyError)):
-                raise self._explained(error) from None
+                raise self.explained(error) from None
             raise
         return engine
 
@@ -187,7 +202,8 @@ class StateFolder:
     def _unusable(self, error: OSError) -> StateError:
         return StateError(f"{self._folder}: cannot be used as state directory ({error.strerror}); give another --state")
 
-    def _explained(self, error: sqlite3.Error | SQLAlchemyError) -> StateError:
+    def explained(self, error: sqlite3.Error | SQLAlchemyError) -> StateError:
+        """What an error of the database that is here means."""
         cause = error.orig if isinstance(error, DBAPIError) else error
         name = getattr(cause, "sqlite_errorname", None)
         if name in _DAMAGED:

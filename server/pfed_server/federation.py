@@ -140,6 +140,15 @@ class Federation:
         """Run a transaction of the store in a thread and take over the state after it. Only inside `exclusively`."""
         self._take_over(await asyncio.to_thread(transaction))
 
+    async def change_with(self, traffic: Mapping[str, Traffic], transaction: Callable[[], State]) -> None:
+        """As `change`, of what was taken of members' accounts, which get it back when nothing came of it."""
+        try:
+            await self.change(transaction)
+        except BaseException:
+            for name, taken in traffic.items():
+                self.count(name, received=taken.received, sent=taken.sent)
+            raise
+
     async def up_to_date(self) -> None:
         """Return when `state` has all that any server had changed when this was called. Raises as the store does."""
         if self._shared is not None:
@@ -249,10 +258,7 @@ class Federation:
         await self.tell(events.round_opened(self.plan, number, len(cohort), epochs, wiring, seconds))
 
     def aggregation_round(self, open_round: OpenRound, arriving: Mapping[str, bytes] = NONE) -> ServerAggregationRound:
-        """The aggregation of the open round as it is now. Reads the store: only inside `exclusively`, in a thread.
-
-        `arriving`: as `RoundReader.round` has it.
-        """
+        """As `RoundReader.round`. Reads the store: only inside `exclusively`, in a thread."""
         return self._reader.round(self._state.federation_id, open_round, arriving)
 
     async def _end_step(self, ending: OpenRound) -> None:

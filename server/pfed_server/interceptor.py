@@ -13,19 +13,14 @@ from typing import Any
 
 import grpc
 from google.protobuf.message import DecodeError
-from sqlalchemy.exc import InterfaceError, InternalError, OperationalError
-from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from pfed_server.admission import ArrivalLimits
 from pfed_server.around import AroundCalls, Call, Passage
+from pfed_server.faults import STORAGE_FAULTS
 from pfed_server.refusals import Refusals
 from pfed_server.service import Identify
-from pfed_server.store import StateOvertaken
 from pfedsecure.errors import MessageRejected, PfedError, ServerUnreachable
 from pfedsecure.wire.status import abort, abort_code
-
-_STORAGE_FAULTS = (OperationalError, InterfaceError, InternalError, PoolTimeout, StateOvertaken, OSError)
-"""A full disk, a locked database or one that is away, and a change that another server was faster with."""
 
 _logger = logging.getLogger(__name__)
 
@@ -73,7 +68,7 @@ class CallInterceptor(AroundCalls):
                     await self._refusals.note(call, error)  # first: what comes after the answer may come too late
                 await abort(context, error)
             await _abort_internal(call)
-        except _STORAGE_FAULTS:
+        except STORAGE_FAULTS:
             _logger.exception("%s failed for now", method)
             await abort(context, ServerUnreachable("the server cannot use its storage at the moment; its log says why"))
         except NotImplementedError:  # a method that its service has only on paper, such as List of gRPC's health

@@ -85,8 +85,13 @@ class Publishing:
                 answers[name] = rnd.Receipt(sha256=each.content.digest)
         if staged and federation.state.open_round is not None:
             traffic = {name: federation.take_traffic(name) for name in staged}
-            record = federation.store.record_publications
-            await federation.change(partial(record, federation.state.open_round.number, staged, traffic))
+            number, before = federation.state.open_round.number, federation.state.open_round.parts
+            await federation.change_with(
+                traffic, partial(federation.store.record_publications, number, staged, traffic)
+            )
+            for name in staged:
+                if before[name].publication_digest is not None:
+                    self._sealed_one_again(name)
         return answers
 
     async def _replace(self, name: str, round_number: int, content: StoredPublication) -> None:
@@ -95,6 +100,7 @@ class Publishing:
             self._check_seals_again(name)
             replace = self._federation.store.replace_expert
             await self._federation.change(partial(replace, round_number, name, content))
+            self._sealed_one_again(name)
             _logger.info("%s sealed its expert again, epoch %d", name, content.epoch, extra={"peer": name})
         elif content.digest != pooled.digest:
             raise MessageRejected(f"round {round_number} is closed; ask where the federation stands")
@@ -129,4 +135,7 @@ class Publishing:
                 f"{name} has sealed its expert {SEALED_AGAIN_A_ROUND} times again since round {number} was opened; try "
                 "again in the next round"
             )
+
+    def _sealed_one_again(self, name: str) -> None:
+        """Count it, once it is stored."""
         self._sealed_again[1][name] += 1

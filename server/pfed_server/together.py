@@ -11,6 +11,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
 from typing import Generic, Protocol, TypeVar
 
+from pfed_server.faults import STORAGE_FAULTS
 from pfed_server.federation import Federation
 
 AT_ONCE = 64
@@ -35,7 +36,8 @@ class Together(Generic[Asked, Answer]):
 
     `answer_all` gets what they ask for, in the order it came, by their names, and gives each an answer or the exception
     that its call raises; it runs inside `Federation.exclusively`. What a member asks for while something that it asked
-    for waits is left to a later step. What `answer_all` raises itself all of them get.
+    for waits is left to a later step. A fault of the storage that `answer_all` raises itself all of them get. Anything
+    else may be one member's doing, say a value that the database does not take: then each is answered by itself.
     """
 
     def __init__(
@@ -73,13 +75,29 @@ class Together(Generic[Asked, Answer]):
 
     async def _step(self, taken: dict[str, tuple[Asked, asyncio.Future[Answer]]]) -> None:
         self._take(taken)
-        answers = await self._answer_all({name: asked for name, (asked, _) in taken.items()})
+        answers = await self._answers({name: asked for name, (asked, _) in taken.items()})
         for name, (_, waiting) in taken.items():
             answer = answers[name]
             if isinstance(answer, Exception):
                 _raise(waiting, answer)
             elif not waiting.done():
                 waiting.set_result(answer)
+
+    async def _answers(self, asked: Mapping[str, Asked]) -> Mapping[str, Answer | Exception]:
+        try:
+            return await self._answer_all(asked)
+        except STORAGE_FAULTS:
+            raise
+        except Exception:
+            if len(asked) == 1:
+                raise
+        answers: dict[str, Answer | Exception] = {}
+        for name, each in asked.items():
+            try:
+                answers.update(await self._answers({name: each}))
+            except Exception as error:
+                answers[name] = error
+        return answers
 
     def _take(self, taken: dict[str, tuple[Asked, asyncio.Future[Answer]]]) -> None:
         """Move what waits to `taken`, one thing of each member; what is left gets the next turn."""

@@ -73,9 +73,18 @@ def test_a_newer_schema_and_a_role_that_may_not_write(cluster: Any, name: str, t
     put(cluster.url(name), tmp_path)
     cluster.sql("UPDATE alembic_version SET version_num = '99'", name)
     assert "has schema 99, this version knows 4 to" in examined(cluster.url(name), tmp_path)[0]
-    cluster.sql("REVOKE UPDATE ON meta FROM pfed", name)
+    cluster.sql("UPDATE alembic_version SET version_num = '6'; DELETE FROM meta", name)
+    assert examined(cluster.url(name), tmp_path)[-1].endswith("has the tables and no federation: restore a copy")
+    cluster.sql("REVOKE INSERT ON messages FROM pfed", name)
     (said,) = examined(cluster.url(name), tmp_path)
     assert said.startswith("wrong this role may not change what is in PostgreSQL database")
+
+
+def test_somebody_elses_tables(cluster: Any, name: str, tmp_path: Path) -> None:
+    cluster.sql("CREATE TABLE patients (name text)", name)
+    (said,) = examined(cluster.url(name), tmp_path)
+    assert said.startswith("wrong ")
+    assert said.endswith("has 1 tables that are not of a pfed-server: give an empty one")
 
 
 def test_a_database_that_is_not_there(cluster: Any, tmp_path: Path) -> None:

@@ -98,8 +98,8 @@ def test_all_envelopes_of_a_plan_have_one_length(cohort: Any, new_cohort: Any, c
 
 
 def test_the_longest_envelope(alice: Any, context_of: ContextOf) -> None:
-    """With the largest round and epoch that the wire has."""
-    epoch, number = 2**32 - 1, 2**64 - 1
+    """With the largest round that the wire has, and the largest epoch."""
+    epoch, number = 2**31 - 1, 2**64 - 1
     server = SealedServerExperts(SHAPE)
     experts = alice.experts(secrets=CohortSecrets.of({epoch: bytes(32)}))
     envelope = experts.pack(context_of(1), number)

@@ -75,6 +75,14 @@ async def test_an_envelope_is_given_out_as_it_came_under_its_authors_pseudonym(s
         assert (await driver.view("bert")).expert_epoch == 1
 
 
+def envelope_of(good: SealedExpert, **changes: Any) -> SealedExpert:
+    changed = SealedExpert()
+    changed.CopyFrom(good)
+    for name, value in changes.items():
+        setattr(changed, name, value)
+    return changed
+
+
 async def test_an_envelope_is_for_its_author_and_its_round(sealed_plan: Plan, drive: Any) -> None:
     async with drive(sealed_plan) as driver:
         await opened(driver)
@@ -91,6 +99,7 @@ async def test_an_envelope_is_for_its_author_and_its_round(sealed_plan: Plan, dr
         for expert, message in (
             (plain, "not of the form of this plan|not a SealedExpert"),
             (SealedExpert(round=1, author=good.author, salt=good.salt, ciphertext=good.ciphertext), "not of the form"),
+            (envelope_of(good, epoch=2**31), "not of the form"),  # more than a database of ours takes for a number
             (SealedExpert(epoch=1, round=1, author=good.author, salt=good.salt), "not of the form"),
             (SealedExpert(epoch=1, round=1, author=good.author, ciphertext=good.ciphertext), "not of the form"),
             (good.SerializeToString() * 2, "more than an envelope of this plan"),
@@ -108,7 +117,7 @@ async def test_an_envelope_is_for_its_author_and_its_round(sealed_plan: Plan, dr
             )
         assert not (await driver.view("anna")).expert_received
         longest = driver.coordinator.max_upload_bytes
-        assert len(driver.envelope("anna", 2**40, prompt(1), epoch=2**31)) <= longest
+        assert len(driver.envelope("anna", 2**40, prompt(1), epoch=2**31 - 1)) <= longest
 
 
 async def claiming(driver: Any, name: str, claim: Claim) -> None:

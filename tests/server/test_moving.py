@@ -5,6 +5,7 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import Callable, Iterator
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -106,7 +107,7 @@ def test_what_cannot_be_moved_stays_as_it_is(make_plan: MakePlan, url: str, tmp_
         assert store.load() == before
 
 
-@pytest.mark.parametrize("moment", ["before the commit", "after the commit", "before the file is put aside"])
+@pytest.mark.parametrize("moment", ["before all is compared", "before the commit", "after the commit"])
 def test_broken_off_it_can_be_run_again(
     make_plan: MakePlan, url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: str
 ) -> None:
@@ -117,25 +118,57 @@ def test_broken_off_it_can_be_run_again(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        if moment == "before the commit":
+        if moment == "before all is compared":
             patch.setattr(moving, "_digest", die)
-        elif moment == "after the commit":
-            patch.setattr(moving, "empty_log", die)
-        else:
+        elif moment == "before the commit":
             noted = StateFolder.is_elsewhere
             patch.setattr(StateFolder, "is_elsewhere", lambda self, of: (noted(self, of), die()))
+        else:
+            patch.setattr(StateFolder, "has_moved", die)
         with pytest.raises(KeyboardInterrupt):
             move(tmp_path, location)
-    if moment == "before the file is put aside":
-        with pytest.raises(StateError):
-            SqlStore.open(tmp_path, plan)
-        with pytest.raises(StateError):
-            PostgresStore.connect(location, tmp_path, plan)
-    else:
+    if moment == "before all is compared":
         with closing(SqlStore.open(tmp_path, plan)) as store:
             assert store.load() == before
+    else:  # it may be there, and must not go on here as well
+        for start in (SqlStore.open, partial(PostgresStore.connect, location)):
+            with pytest.raises(StateError, match="its move to PostgreSQL was broken off; run `pfed move` again"):
+                start(tmp_path, plan)
     move(tmp_path, location)
     with closing(PostgresStore.connect(location, tmp_path, plan)) as store:
+        assert store.load() == before
+
+
+def test_what_has_gone_on_elsewhere_is_not_copied_once_more(
+    make_plan: MakePlan, url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan, location = make_plan(), parse_location(url)
+    filled(tmp_path / "one", plan)
+    with monkeypatch.context() as patch:
+        patch.setattr(StateFolder, "has_moved", lambda self: tmp_path)
+        move(tmp_path / "one", location)
+    with closing(PostgresStore.connect(location, tmp_path / "two", plan)) as store:
+        store.touch()
+    with pytest.raises(StateError, match="has this federation already, and one of the two has gone on since"):
+        move(tmp_path / "one", location)
+
+
+def test_what_somebody_reads_is_not_put_aside_without_its_newest_rows(
+    make_plan: MakePlan, url: str, tmp_path: Path
+) -> None:
+    plan = make_plan()
+    filled(tmp_path, plan)
+    with closing(sqlite3.connect(tmp_path / DATABASE_FILE)) as reader:
+        reader.execute("BEGIN")
+        reader.execute("SELECT count(*) FROM members").fetchone()
+        with closing(SqlStore.open(tmp_path, plan)) as store:
+            before = store.save_member(Member("dora", "d" * 64, "1", "id-dora", taking_part=True))
+        with pytest.raises(StateError, match="another program reads it now; stop that one, then try again"):
+            move(tmp_path, parse_location(url))
+    moved = move(tmp_path, parse_location(url))
+    with closing(sqlite3.connect(moved.aside)) as aside:
+        assert aside.execute("SELECT count(*) FROM members").fetchone() == (4,)
+    with closing(PostgresStore.connect(parse_location(url), tmp_path, plan)) as store:
         assert store.load() == before
 
 

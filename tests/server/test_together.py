@@ -54,8 +54,10 @@ class Recorder:
     async def __call__(self, asked: Mapping[str, Asked]) -> dict[str, str | Exception]:
         self.steps.append(list(asked))
         await self.goes_on.wait()
-        if any(each.what == "all" for each in asked.values()):
-            raise RuntimeError("nobody gets anything")
+        if any(each.what == "full" for each in asked.values()):
+            raise OSError("nobody gets anything")
+        if any(each.what == "poison" for each in asked.values()):
+            raise RuntimeError("that is no number")
         return {
             name: MessageRejected(f"not {name}") if each.what == "refuse" else f"{name}{each.what}"
             for name, each in asked.items()
@@ -89,15 +91,24 @@ async def test_one_step_has_no_more_than_so_many_and_each_member_once() -> None:
     assert [len(step) for step in recorder.steps] == [AT_ONCE, AT_ONCE, 1]
 
 
-async def test_a_refusal_is_one_members_and_a_failure_everybodys() -> None:
+async def test_a_refusal_is_one_members_and_a_fault_of_the_storage_everybodys() -> None:
     recorder = Recorder()
     ask = together(Steps(), recorder)
     calls = (ask(Asked("anna")), ask(Asked("bert", "refuse")), ask(Asked("cleo")))
     anna, bert, cleo = await asyncio.gather(*calls, return_exceptions=True)
     assert (anna, str(bert), cleo) == ("anna", "not bert", "cleo")
-    calls = (ask(Asked("anna")), ask(Asked("bert", "all")))
+    calls = (ask(Asked("anna")), ask(Asked("bert", "full")))
     assert [str(each) for each in await asyncio.gather(*calls, return_exceptions=True)] == ["nobody gets anything"] * 2
     assert await ask(Asked("anna")) == "anna"
+
+
+async def test_what_spoils_a_step_for_all_is_answered_by_itself() -> None:
+    recorder = Recorder()
+    ask = together(Steps(), recorder)
+    calls = [ask(Asked("anna")), ask(Asked("bert", "poison")), ask(Asked("cleo"))]
+    anna, bert, cleo = await asyncio.gather(*calls, return_exceptions=True)
+    assert (anna, str(bert), cleo) == ("anna", "that is no number", "cleo")
+    assert recorder.steps == [["anna", "bert", "cleo"], ["anna"], ["bert"], ["cleo"]]
 
 
 async def test_a_turn_that_does_not_come_fails_those_who_waited_for_it_and_nobody_later() -> None:
@@ -156,13 +167,59 @@ async def test_messages_that_come_at_once_are_one_transaction_and_all_in_the_mea
     np.testing.assert_allclose(prompt, np.mean([context(name) for name in FOUR], axis=0), rtol=1e-6)
 
 
-async def test_experts_that_come_at_once_are_all_kept(make_plan: MakePlan, drive: Any) -> None:
+async def test_experts_that_come_at_once_are_all_kept(
+    make_plan: MakePlan, drive: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stored: list[list[str]] = []
+    inner = SqlStore.record_publications
+
+    def record_publications(self: SqlStore, number: int, publications: Any, traffic: Any) -> Any:
+        stored.append(sorted(publications))
+        return inner(self, number, publications, traffic)
+
+    monkeypatch.setattr(SqlStore, "record_publications", record_publications)
     async with drive(make_plan(start_clients=4)) as driver:
         await driver.join(*FOUR)
         await driver.until_round("anna", 1)
         await asyncio.gather(*(driver.work(name, 1, context(name)) for name in FOUR))
         await driver.until_round("anna", 2)
         assert sorted(driver.coordinator.federation.state.pooled) == list(FOUR)
+    assert stored == [list(FOUR)]
+
+
+async def test_the_newest_prompt_asked_for_in_a_round_is_not_the_one_that_the_next_begins_with(
+    make_plan: MakePlan, drive: Any
+) -> None:
+    async with drive(make_plan(experts=0, start_clients=4)) as driver:
+        await driver.join(*FOUR)
+        await driver.until_round("anna", 1)
+        assert await driver.global_prompt("anna", 0) is None
+        await asyncio.gather(*(driver.submit(name, 1, context(name)) for name in FOUR))
+        await driver.until_round("anna", 2)
+        assert await driver.global_prompt("bert", 2) is not None
+
+
+async def test_what_was_counted_of_members_is_not_lost_with_a_transaction(
+    make_plan: MakePlan, drive: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    full = [OSError("full")]
+    inner = SqlStore.record_messages
+
+    def record_messages(self: SqlStore, *arguments: Any, **how: Any) -> Any:
+        if full:
+            raise full.pop()
+        return inner(self, *arguments, **how)
+
+    monkeypatch.setattr(SqlStore, "record_messages", record_messages)
+    async with drive(make_plan(experts=0, start_clients=4)) as driver:
+        await driver.join(*FOUR)
+        await driver.until_round("anna", 1)
+        calls = [driver.submit(name, 1, context(name)) for name in FOUR]
+        assert {type(each) for each in await asyncio.gather(*calls, return_exceptions=True)} == {OSError}
+        await asyncio.gather(*(driver.submit(name, 1, context(name)) for name in FOUR))
+        await driver.until_round("anna", 2)
+        sizes = sum(len(driver.contribution(context(name))) for name in FOUR)
+        assert driver.coordinator.federation.store.history().rounds[0].traffic.received == 2 * sizes
 
 
 async def test_a_disk_that_is_full_keeps_none_of_them_and_each_may_come_again(

@@ -12,13 +12,13 @@ from pfed_cli.doctor.findings import Finding
 from pfed_cli.doctor.server import of_plan, of_schema
 from pfed_server.database import ELSEWHERE_FILE
 from pfed_server.postgres import Location, exposed
+from pfed_server.schema import Base
 from pfedsecure.console import one_line
 from pfedsecure.errors import ServerUnreachable
 
 if TYPE_CHECKING:
     import psycopg
 
-_TABLES = ("meta", "alembic_version")
 _NEEDED = ("SELECT", "INSERT", "UPDATE", "DELETE")
 
 
@@ -50,7 +50,7 @@ def database(location: Location | None, folder: Path, plan_file: Path | None) ->
 def _known(folder: Path) -> str | None:
     """The federation that a state directory has been used for."""
     file = folder / ELSEWHERE_FILE
-    return file.read_text().strip() if file.exists() else None
+    return (file.read_text().strip() if file.exists() else "") or None
 
 
 def _session(session: psycopg.Connection[Any]) -> Iterator[Finding]:
@@ -69,9 +69,14 @@ def _session(session: psycopg.Connection[Any]) -> Iterator[Finding]:
 def _content(
     session: psycopg.Connection[Any], location: Location, known: str | None, plan_file: Path | None
 ) -> Iterator[Finding]:
-    there = [_one(session, "SELECT to_regclass(%s) IS NOT NULL", table) for table in _TABLES]
-    if not all(there):
-        if known is not None:
+    tables = [*sorted(Base.metadata.tables), "alembic_version"]
+    there = [table for table in tables if _one(session, "SELECT to_regclass(%s) IS NOT NULL", table)]
+    others = _one(session, "SELECT count(*) FROM pg_tables WHERE schemaname = ANY (current_schemas(false))")
+    if not {"meta", "alembic_version"} <= set(there):
+        if others:
+            said = f"{location} has {others} tables that are not of a pfed-server: give an empty one"
+            yield Finding("database", "wrong", said)
+        elif known is not None:
             said = f"{location} is empty, and the state directory belongs to federation {known[:12]}"
             yield Finding("database", "wrong", f"{said}: give the database that has it, or another --state")
         elif not _one(session, "SELECT has_schema_privilege('public', 'CREATE')"):
@@ -79,12 +84,15 @@ def _content(
         else:
             yield Finding("database", "ok", f"{location} is empty: pfed-server will make its tables")
         return
-    may = (_one(session, "SELECT has_table_privilege(%s, %s)", table, what) for table in _TABLES for what in _NEEDED)
+    may = (_one(session, "SELECT has_table_privilege(%s, %s)", table, what) for table in there for what in _NEEDED)
     if not all(may):
         yield Finding("database", "wrong", f"this role may not change what is in {location}: make it the owner")
         return
     yield of_schema(f"{location}", str(_one(session, "SELECT version_num FROM alembic_version")), "database")
     federation_id = _one(session, "SELECT federation_id FROM meta")
+    if federation_id is None:
+        yield Finding("database", "wrong", f"{location} has the tables and no federation: restore a copy")
+        return
     if known not in (None, federation_id):
         said = f"{location} has federation {federation_id[:12]}, and the state directory belongs to {str(known)[:12]}"
         yield Finding("database", "wrong", f"{said}: give the database that has it, or another --state")
