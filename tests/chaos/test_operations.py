@@ -52,6 +52,7 @@ def test_some_sequences() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_sequences_that_hypothesis_makes() -> None:
     """Others in every run."""
     run_state_machine_as_test(Operations, settings=settings(EXAMPLES, max_examples=100))
