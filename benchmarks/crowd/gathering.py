@@ -52,8 +52,10 @@ _AT_ONCE = (("grpc.initial_reconnect_backoff_ms", 50), ("grpc.max_reconnect_back
 
 @dataclass(frozen=True)
 class Phase:
-    """One federation. `kill_in`: the round in whose middle the server is killed; every
-    `probe_seconds` two small calls are made in each client's name."""
+    """One federation. `kill_in`: the round in whose middle the server is killed.
+
+    Every `probe_seconds` two small calls are made in each client's name; none are where it is None.
+    """
 
     name: str
     clients: int
