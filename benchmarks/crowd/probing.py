@@ -71,9 +71,8 @@ class Probing:
             instance_id = await self._instance_of(name)
             identity = Identity.load(setting.identities / name, role="client")
             await asyncio.sleep(setting.seconds * number / len(setting.names))  # not all at the same moment
-            async with GrpcApi(
-                Address(*setting.address), identity, retry_seconds=RETRY_SECONDS, on_retry=lambda error, seconds: None
-            ) as connection:
+            address = Address(*setting.address)
+            async with GrpcApi(address, identity, retry_seconds=RETRY_SECONDS) as connection:
                 api = self._seen.timed(connection)
                 while True:
                     try:
