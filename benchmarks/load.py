@@ -26,7 +26,8 @@ SMALL_CLIENTS = 200
 ROUNDS = 3
 """The server is killed in the last one, unless it is the only one."""
 SMALL_ROUNDS = 2
-PROBE_SECONDS = 5.0
+PROBE_SECONDS, FEW_PROBE_SECONDS = 5.0, 0.5
+"""Between small calls in the name of one client; fewer clients are through before five seconds are over."""
 PROBE = "small call:"
 LIMITS = {"round_errors": 0.0, "server_mib": 2048.0, "small_rpc_p99_ms_200": 250.0, "recovery_seconds": 5.0}
 _MEMORY_FOLDER = Path("/dev/shm")  # noqa: S108 - what is put there is made by tempfile, for this user alone
@@ -50,7 +51,8 @@ def command(*, quick: bool, clients: int | None, rounds: int, small_clients: int
     load = os.getloadavg()[0]
     # A single round of everybody is left alone: then it is the other server that is killed, at the end.
     kills = (None, rounds) if rounds > 1 else (SMALL_ROUNDS, None)
-    probed = Phase("small calls", small, SMALL_ROUNDS, processes or _processes(small), 5.0, PROBE_SECONDS, kills[0])
+    every = PROBE_SECONDS if small >= SMALL_CLIENTS else FEW_PROBE_SECONDS
+    probed = Phase("small calls", small, SMALL_ROUNDS, processes or _processes(small), 5.0, every, kills[0])
     everybody = Phase("all", count, rounds, processes or _processes(count), heartbeat_seconds=30.0, kill_in=kills[1])
     memory = _MEMORY_FOLDER if os.access(_MEMORY_FOLDER, os.W_OK) else None
     with (

@@ -25,7 +25,7 @@ from pfedsecure.wire.v1 import federation_pb2 as fed
 from .timing import Seen
 
 RETRY_SECONDS = 300.0
-LOOK_SECONDS = 1.0
+LOOK_SECONDS = 0.5
 
 
 class Setting(BaseModel):
