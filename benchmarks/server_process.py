@@ -63,6 +63,10 @@ class ServerProcess:
         """Resident now."""
         return resident_mib(self.process.pid)
 
+    def said(self, characters: int) -> str:
+        """The end of its log."""
+        return self._log.read_text(errors="replace")[-characters:]
+
     @property
     def cpu_seconds(self) -> float:
         return self._cpu_before + self._cpu_now
@@ -113,4 +117,4 @@ class ServerProcess:
                 break
             time.sleep(0.05)
         self.stop()
-        raise PfedError(f"the server did not start: {self._log.read_text()[-500:]}")
+        raise PfedError(f"the server did not start: {self.said(500)}")

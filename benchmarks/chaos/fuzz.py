@@ -25,6 +25,7 @@ from pfedsecure.pki.development import DEVELOPMENT_FOLDER, enrol
 from pfedsecure.plan import Plan
 from pfedsecure.wire.options import CHANNEL_OPTIONS
 from pfedsecure.wire.tls import channel_credentials
+from pfedsecure.wire.upload import lost_answer
 from pfedsecure.wire.v1 import federation_pb2, operations_pb2, round_pb2
 from pfedsecure.wire.v1 import federation_pb2 as fed
 from pfedsecure.wire.v1.federation_pb2_grpc import FederationStub
@@ -36,7 +37,11 @@ CHANNELS, AT_ONCE = 4, 12
 CALL_SECONDS = 10.0
 AWAITED_SECONDS = 0.1
 """Of Await, which stays open until there is something to tell."""
+REFUSED_SECONDS = 0.02
+"""After which a call is tried again that the transport took no more streams for: cancelled ones count for a while."""
 MOST_GROWTH_MIB = 256.0
+LOG_CHARACTERS = 4_000
+"""Of the server's log, shown with what broke: the folder that it lies in is gone afterwards."""
 _APART = ("grpc.use_local_subchannel_pool", 1)
 """So that channels to the same server do not share one connection."""
 CRASHES = {grpc.StatusCode.INTERNAL, grpc.StatusCode.UNKNOWN}
@@ -181,23 +186,33 @@ async def _fuzz(count: int, seed: int, folder: Path, server: ServerProcess) -> F
 
         async def join() -> None:
             request = fed.JoinRequest(plan_digest=plan.digest(), instance_id=instance)
-            await FederationStub(channels[0]).Join(request, timeout=30)  # type: ignore[no-untyped-call]
+            stub = FederationStub(channels[0])  # type: ignore[no-untyped-call]
+            while process.poll() is None:
+                try:
+                    await stub.Join(request, timeout=30)
+                except grpc.aio.AioRpcError as error:
+                    if not _unanswered(error):
+                        raise
+                    await asyncio.sleep(REFUSED_SECONDS)
+                else:
+                    return
 
         async def worker(channel: grpc.aio.Channel) -> None:
             nonlocal left
             while left > 0 and found.problem is None:
                 left -= 1
                 method = messages.method(calls)
-                code = await _call(channel, method, messages)
-                if code is grpc.StatusCode.UNAVAILABLE and process.poll() is None:
-                    left += 1  # the transport took no more streams: nothing of it was read
-                    await asyncio.sleep(0.02)
+                error = await _call(channel, method, messages)
+                if error is not None and _unanswered(error) and process.poll() is None:
+                    left += 1
+                    await asyncio.sleep(REFUSED_SECONDS)
                     continue
+                code = grpc.StatusCode.OK if error is None else error.code()
                 found.codes[code.name] += 1
                 if code in CRASHES:
-                    found.problem = f"{method.full_name} was answered with {code.name}; the server's log says why"
-                elif process.poll() is not None:
-                    found.problem = f"the server ended with {process.returncode} after {method.full_name}"
+                    found.problem = f"{method.full_name} was answered with {error!r}; {_log(server)}"
+                elif (ended := process.poll()) is not None:
+                    found.problem = f"the server ended with {ended} after {method.full_name}; {_log(server)}"
                 else:
                     found.answered += 1
                 if found.answered % 500 == 0 and found.problem is None:
@@ -211,8 +226,17 @@ async def _fuzz(count: int, seed: int, folder: Path, server: ServerProcess) -> F
     return found
 
 
-async def _call(channel: grpc.aio.Channel, method: MethodDescriptor, messages: Messages) -> grpc.StatusCode:
-    """The code that one random message to `method` is answered with."""
+def _log(server: ServerProcess) -> str:
+    return f"the server's log ends with:\n{server.said(LOG_CHARACTERS)}"
+
+
+def _unanswered(error: grpc.aio.AioRpcError) -> bool:
+    """Whether the transport took no more streams, so that nothing was read, or what the server said is lost."""
+    return error.code() is grpc.StatusCode.UNAVAILABLE or lost_answer(error)
+
+
+async def _call(channel: grpc.aio.Channel, method: MethodDescriptor, messages: Messages) -> grpc.aio.AioRpcError | None:
+    """What one random message to `method` is answered with, where that is not OK."""
     path = f"/{method.containing_service.full_name}/{method.name}"
     kinds: dict[tuple[bool, bool], Any] = {
         (False, False): channel.unary_unary,
@@ -235,5 +259,5 @@ async def _call(channel: grpc.aio.Channel, method: MethodDescriptor, messages: M
         else:
             await call
     except grpc.aio.AioRpcError as error:
-        return error.code()
-    return grpc.StatusCode.OK
+        return error
+    return None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from types import MappingProxyType
 
 from pfed_server.rounds import senders
@@ -57,14 +58,26 @@ class StepMessages(Mapping[str, bytes]):
         return name in self._names or name in self._arriving
 
 
+@dataclass
+class _Known:
+    """What was read of a round, of what no message changes.
+
+    First messages are here because each is checked against all others; they are small where that is so.
+    """
+
+    number: int
+    start_digest: str
+    """Of the global prompt that it begins with: SHA-256 in hexadecimal."""
+    first_messages: dict[str, bytes] = field(default_factory=dict)
+
+
 class RoundReader:
     """Makes the aggregation of the open round from what is in the store. Only where the store may be read."""
 
     def __init__(self, store: Store, aggregation: ServerAggregation) -> None:
         self._store = store
         self._aggregation = aggregation
-        # Each first message is checked against all others: read once a round, they are small where they are read.
-        self._first_messages: tuple[int, dict[str, bytes]] = 0, {}
+        self._known: _Known | None = None
 
     def round(
         self, federation_id: str, open_round: OpenRound, arriving: Mapping[str, bytes] = NONE
@@ -72,10 +85,11 @@ class RoundReader:
         """The open round as it is now. `arriving`: messages of its first step that count as stored, of other members
         than those stored; there may be more of them later.
         """
-        start = self._store.global_prompt(open_round.number)
-        identity = RoundIdentity(federation_id, open_round.number, hashlib.sha256(start).hexdigest())
-        if self._first_messages[0] != open_round.number:
-            self._first_messages = open_round.number, {}
-        stored = {1: StepMessages(self._store, open_round, 1, self._first_messages[1], arriving)}
+        known = self._known
+        if known is None or known.number != open_round.number:
+            start = self._store.global_prompt(open_round.number)
+            self._known = known = _Known(open_round.number, hashlib.sha256(start).hexdigest())
+        identity = RoundIdentity(federation_id, known.number, known.start_digest)
+        stored = {1: StepMessages(self._store, open_round, 1, known.first_messages, arriving)}
         stored |= {step: StepMessages(self._store, open_round, step) for step in range(2, open_round.step + 1)}
         return self._aggregation.round(identity, stored)

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any, Self
 
 from sqlalchemy import Engine, bindparam, delete, insert, select, update
-from sqlalchemy.exc import NoResultFound
 from sqlalchemy.orm import Session
 
 from pfed_server.database import StateFolder, empty_log, in_memory_engine
@@ -44,8 +43,23 @@ from pfed_server.store import (
     StoredPublication,
     Traffic,
 )
+from pfed_server.writing import drop_experts, reveal_experts, update_parts
 from pfedsecure.matching.interface import PoolEntry
 from pfedsecure.plan import Plan
+
+# Statements that each member of each round has use for are made once: that takes longer than carrying one out.
+_INSERT_MESSAGES = insert(MessageRow)
+_MESSAGE = select(MessageRow.message).where(
+    MessageRow.round == bindparam("number"),
+    MessageRow.step == bindparam("step"),
+    MessageRow.member == bindparam("name"),
+)
+_PROMPT_BEFORE = (
+    select(RoundRow.global_prompt)
+    .where(RoundRow.outcome == CLOSED, RoundRow.number < bindparam("number"))
+    .order_by(RoundRow.number.desc())
+    .limit(1)
+)
 
 
 class SqlStore:
@@ -104,14 +118,14 @@ class SqlStore:
             same_pseudonym = known is None or known.expert_id == member.expert_id
             if not same_pseudonym:
                 # Under its new pseudonym nobody could verify an expert that was published under the old one.
-                _drop_experts(session, [member.name])
+                drop_experts(session, [member.name])
             session.merge(MemberRow(**asdict(member)))
             state = self._next(session, same=same_pseudonym)
         return self._is_now(replace(state, members={**state.members, member.name: member}))
 
     def expel(self, names: Collection[str]) -> State:
         with self._change() as (session, _):
-            _drop_experts(session, names)
+            drop_experts(session, names)
             session.execute(update(MemberRow).where(MemberRow.name.in_(names)).values(taking_part=False))
             state = read_state(session)
         return self._is_now(state)
@@ -150,15 +164,17 @@ class SqlStore:
             {"round": number, "step": step, "member": name, "message": message} for name, message in messages.items()
         ]
         with self._change(visible=False) as (session, change):
-            session.execute(insert(MessageRow), rows)
+            session.connection().execute(_INSERT_MESSAGES, rows)
             to: dict[str, Any] = {"step": step, "changed": change} | ({"counted": True} if counts else {})
             parts = {name: {**to, "message_digest": digest} for name, digest in digests.items()}
-            _update_parts(session, number, parts, traffic)
+            update_parts(session, number, parts, traffic)
         return self._have_parts(change, {name: {"step": step, "message_digest": digests[name]} for name in messages})
 
     def message(self, number: int, step: int, name: str) -> bytes:
         with self._transaction() as session:
-            return session.get_one(MessageRow, (number, step, name)).message
+            key = {"number": number, "step": step, "name": name}
+            message: bytes = session.connection().execute(_MESSAGE, key).scalar_one()
+            return message
 
     def open_step(self, number: int, step: int, deadline: float) -> State:
         with self._change() as (session, _):
@@ -181,7 +197,7 @@ class SqlStore:
                 }
                 for name, each in publications.items()
             }
-            _update_parts(session, number, parts, traffic)
+            update_parts(session, number, parts, traffic)
         known = {
             name: {"publication_epoch": each.epoch, "publication_digest": each.digest}
             for name, each in publications.items()
@@ -238,9 +254,9 @@ class SqlStore:
             row.closed_at, row.global_prompt = closed_at, closing.global_prompt
             row.metrics = dict(closing.metrics or {})
             session.flush()
-            _update_parts(session, number, {name: {} for name in traffic}, traffic)
+            update_parts(session, number, {name: {} for name in traffic}, traffic)
             if closing.global_prompt is not None:
-                _reveal_experts(session, number)
+                reveal_experts(session, number)
             session.execute(delete(MessageRow).where(MessageRow.round == number))
             session.execute(update(PartRow).where(PartRow.round == number).values(expert=None, sketch=None))
             state = read_state(session)
@@ -250,12 +266,7 @@ class SqlStore:
 
     def global_prompt(self, round_number: int) -> bytes:
         with self._transaction() as session:
-            newest = session.scalars(
-                select(RoundRow.global_prompt)
-                .where(RoundRow.outcome == CLOSED, RoundRow.number < round_number)
-                .order_by(RoundRow.number.desc())
-                .limit(1)
-            ).first()
+            newest: bytes | None = session.connection().scalar(_PROMPT_BEFORE, {"number": round_number})
             return newest or b""
 
     def pool(self) -> list[PoolEntry]:
@@ -305,43 +316,3 @@ class SqlStore:
     def _wipe(self) -> None:
         """Have nothing that was deleted remain readable, as far as this database can."""
         empty_log(self._engine)
-
-
-def _drop_experts(session: Session, names: Collection[str]) -> None:
-    """Forget what is lent of members, and what was to be lent when the open round closes."""
-    session.execute(delete(PoolRow).where(PoolRow.member.in_(names)))
-    staged = update(PartRow).where(PartRow.member.in_(names), PartRow.expert.is_not(None))
-    session.execute(staged.values(expert=None, sketch=None, epoch=0, publication_digest=None))
-
-
-def _reveal_experts(session: Session, number: int) -> None:
-    """Put the experts staged in a round in the place of the older ones of the same members."""
-    columns = (PartRow.member, PartRow.round, PartRow.expert, PartRow.sketch, PartRow.epoch, PartRow.publication_digest)
-    staged = select(*columns).where(PartRow.round == number, PartRow.expert.is_not(None))
-    session.execute(delete(PoolRow).where(PoolRow.member.in_(select(staged.subquery().c.member))))
-    session.execute(insert(PoolRow).from_select(["member", "round", "expert", "sketch", "epoch", "digest"], staged))
-
-
-def _update_parts(
-    session: Session, number: int, parts: Mapping[str, Mapping[str, Any]], traffic: Mapping[str, Traffic]
-) -> None:
-    """Set columns of members' parts of a round, the same ones of each, and add to their traffic.
-
-    By one statement for all of them. Raises NoResultFound where one has no part.
-    """
-    if not parts:
-        return
-    table = PartRow.__table__
-    of_each = table.c.round == bindparam("of_round"), table.c.member == bindparam("of_member")
-    more = {
-        "bytes_received": table.c.bytes_received + bindparam("received"),
-        "bytes_sent": table.c.bytes_sent + bindparam("sent"),
-    }
-    rows = []
-    for name, to in parts.items():
-        bytes_since = traffic.get(name, Traffic())
-        counted = {"received": bytes_since.received, "sent": bytes_since.sent}
-        rows.append({"of_round": number, "of_member": name, **counted, **to})
-    updated = session.connection().execute(update(PartRow).where(*of_each).values(more), rows)
-    if updated.rowcount != len(rows):
-        raise NoResultFound(f"{len(rows) - updated.rowcount} of {len(rows)} members have no part in round {number}")

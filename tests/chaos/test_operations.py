@@ -162,20 +162,20 @@ def published_before_the_round_is_closed(monkeypatch: pytest.MonkeyPatch) -> Non
     def record_publications(self: SqlStore, number: int, *args: Any) -> Any:
         inner(self, number, *args)
         with self._transaction() as session:
-            sql_store._reveal_experts(session, number)
+            sql_store.reveal_experts(session, number)
         return self.load()
 
     monkeypatch.setattr(SqlStore, "record_publications", record_publications)
 
 
 def spoilt_in_the_pool(monkeypatch: pytest.MonkeyPatch) -> None:
-    inner = sql_store._reveal_experts
+    inner = sql_store.reveal_experts
 
     def reveal(session: Any, number: int) -> None:
         session.execute(update(PartRow).where(PartRow.expert.is_not(None)).values(expert=b"nothing"))
         inner(session, number)
 
-    monkeypatch.setattr(sql_store, "_reveal_experts", reveal)
+    monkeypatch.setattr(sql_store, "reveal_experts", reveal)
 
 
 def state_behind_the_store(monkeypatch: pytest.MonkeyPatch) -> None:

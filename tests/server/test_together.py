@@ -181,7 +181,14 @@ async def test_experts_that_come_at_once_are_all_kept(
     async with drive(make_plan(start_clients=4)) as driver:
         await driver.join(*FOUR)
         await driver.until_round("anna", 1)
-        await asyncio.gather(*(driver.work(name, 1, context(name)) for name in FOUR))
+        all_there = asyncio.Event()  # each is read in a thread of its own, and ready when it is
+        turn = asyncio.create_task(driver.coordinator.federation.exclusively(all_there.wait))
+        published = asyncio.gather(*(driver.publish(name, 1, context(name)) for name in FOUR))
+        while len(driver.coordinator._publishing._publications._waiting) < len(FOUR):
+            await asyncio.sleep(0)
+        all_there.set()
+        await asyncio.gather(turn, published)
+        await asyncio.gather(*(driver.submit(name, 1, context(name)) for name in FOUR))
         await driver.until_round("anna", 2)
         assert sorted(driver.coordinator.federation.state.pooled) == list(FOUR)
     assert stored == [list(FOUR)]
@@ -225,14 +232,14 @@ async def test_what_was_counted_of_members_is_not_lost_with_a_transaction(
 async def test_a_disk_that_is_full_keeps_none_of_them_and_each_may_come_again(
     make_plan: MakePlan, drive: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    inner, full = sql_store._update_parts, [True]
+    inner, full = sql_store.update_parts, [True]
 
     def update_parts(*arguments: Any) -> None:
         inner(*arguments)
         if full:
             raise OperationalError("update", None, Exception("database or disk is full"))
 
-    monkeypatch.setattr(sql_store, "_update_parts", update_parts)
+    monkeypatch.setattr(sql_store, "update_parts", update_parts)
     async with drive(make_plan(experts=0, start_clients=4)) as driver:
         await driver.join(*FOUR)
         await driver.until_round("anna", 1)
