@@ -103,9 +103,35 @@ def rows_of(run: Run) -> list[Row]:
     calls = between(calls_of(run), run.began, quiet_until(run))
     rows += call_rows(run.phase.name, calls)
     rows += call_rows(run.phase.name, {f"{PROBE} {method}": took for method, took in probes_of_rounds(run).items()})
-    if run.recovery_seconds is not None:
-        rows.append({"what": "recovery", "phase": run.phase.name, "seconds": round(run.recovery_seconds, 2)})
+    if (recovered := recovery_seconds(run)) is not None:
+        assert run.killed is not None
+        assert run.operator_answered is not None
+        rows.append(
+            {
+                "what": "recovery",
+                "phase": run.phase.name,
+                "seconds": round(recovered, 2),
+                "operator_seconds": round(run.operator_answered - run.killed, 2),
+            }
+        )
     return rows
+
+
+def recovery_seconds(run: Run) -> float | None:
+    """From the kill to the first call that anybody had answered by the server that was started after it.
+
+    Calls that began before it was started do not count: they may have been answered before the kill.
+    """
+    if run.killed is None or run.started_again is None or run.operator_answered is None:
+        return None
+    answers = [
+        began + took
+        for calls in (calls_of(run), run.probes.calls)
+        for found in calls.values()
+        for began, took in found
+        if began >= run.started_again
+    ]
+    return min([run.operator_answered, *answers]) - run.killed
 
 
 def joining_row(run: Run) -> Row:
@@ -179,9 +205,7 @@ def bars(probed: Run, everybody: Run) -> dict[str, Bar]:
         "round_errors": float(len(errors_of(everybody)) + len(errors_of(probed))),
         "server_mib": max(everybody.server_mib, probed.server_mib),
         "small_rpc_p99_ms_200": percentile(small_calls(probed), 99),
-        "recovery_seconds": next(
-            run.recovery_seconds for run in (everybody, probed) if run.recovery_seconds is not None
-        ),
+        "recovery_seconds": next(found for run in (everybody, probed) if (found := recovery_seconds(run)) is not None),
     }
     undisturbed = [record.seconds for record in everybody.rounds if record.number != everybody.phase.kill_in]
     return {

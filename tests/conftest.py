@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+import hypothesis
 import pytest
 
 import pfedsecure.wire.grpc_settings  # noqa: F401
@@ -45,6 +46,8 @@ def pytest_configure() -> None:
     """Folders of tests lie in memory where there is room: what they wait for most is their files being on a disk."""
     if os.access(MEMORY, os.W_OK) and shutil.disk_usage(MEMORY).free >= ENOUGH_BYTES:
         os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", str(MEMORY))
+    hypothesis.settings.register_profile("pfedsecure", deadline=None)  # a slow machine is nothing that a test is about
+    hypothesis.settings.load_profile("pfedsecure")
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -10,6 +10,7 @@ from typing import Any, cast
 
 import numpy as np
 
+from pfedsecure.errors import ServerUnreachable
 from pfedsecure.wire.api import FederationApi
 from pfedsecure.wire.v1 import federation_pb2 as fed
 
@@ -34,7 +35,7 @@ class Seen:
     places: dict[str, float] = field(default_factory=dict)
 
     def timed(self, api: FederationApi) -> FederationApi:
-        """`api`, whose calls are noted, with all their waiting and trying again."""
+        """`api`, whose calls are noted, with all their waiting and trying again, unless they are never answered."""
         return cast(FederationApi, _Timed(api, self))
 
     def note(self, view: fed.FederationView) -> None:
@@ -61,13 +62,20 @@ class _Timed:
             began = time.monotonic()
             try:
                 answer = await call(*arguments)
-            finally:
-                self._seen.calls[method].append((began, time.monotonic() - began))
+            except ServerUnreachable:
+                raise
+            except BaseException:
+                self._note(method, began)
+                raise
+            self._note(method, began)
             if isinstance(answer, fed.FederationView):
                 self._seen.note(answer)
             return answer
 
         return timed
+
+    def _note(self, method: str, began: float) -> None:
+        self._seen.calls[method].append((began, time.monotonic() - began))
 
 
 def place(round_number: int, step: int) -> str:

@@ -1,4 +1,7 @@
-"""The way of matching that a plan asks for."""
+"""The way of matching that a plan asks for.
+
+Homomorphic encryption is loaded where it is asked for: others start without it.
+"""
 
 from __future__ import annotations
 
@@ -11,8 +14,6 @@ from numpy.typing import NDArray
 
 from pfedsecure.errors import ProtectionUnavailable
 from pfedsecure.matching.dp import DpClientMatching, DpServerMatching
-from pfedsecure.matching.he.client import HeClientMatching
-from pfedsecure.matching.he.server import HeServerMatching
 from pfedsecure.matching.interface import ClientMatching, ServerMatching
 from pfedsecure.matching.kept import Kept
 from pfedsecure.matching.lot import LotClientMatching, LotServerMatching
@@ -60,6 +61,8 @@ def client_matching(
                 )
             secrets = partial(CohortSecrets.load, identity.folder)
             secrets()
+            from pfedsecure.matching.he.client import HeClientMatching
+
             return HeClientMatching(sketcher(plan, initial), secrets, kept, release)
 
 
@@ -82,6 +85,8 @@ def server_matching(
             assert matching.epsilon is not None  # says the plan
             return DpServerMatching(matching.dimension, noise_multiplier(matching.epsilon, matching.delta))
         case "he":
+            from pfedsecure.matching.he.server import HeServerMatching
+
             return HeServerMatching(matching.dimension, executor, scratch)
 
 

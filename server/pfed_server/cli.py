@@ -21,7 +21,6 @@ from pfed_server.events import everybody
 from pfed_server.metrics import Metrics
 from pfed_server.postgres import Location, parse_location
 from pfed_server.revocation import KEPT_FILE, Revocations
-from pfed_server.shared_store import PostgresStore
 from pfed_server.sql_store import SqlStore
 from pfed_server.traces import exported
 from pfedsecure.aggregation.factory import server_aggregation
@@ -252,7 +251,11 @@ def _connections(asked: int | None) -> int:
 
 
 def _store(state: Path, database: Location | None, plan: Plan) -> SqlStore:
-    return SqlStore.open(state, plan) if database is None else PostgresStore.connect(database, state, plan)
+    if database is None:
+        return SqlStore.open(state, plan)
+    from pfed_server.shared_store import PostgresStore  # a server that starts again on a file need not wait for this
+
+    return PostgresStore.connect(database, state, plan)
 
 
 def _identity(folder: Path | None) -> Identity:

@@ -29,7 +29,7 @@ from pfedsecure.aggregation.plain import PlainServerRound
 from pfedsecure.errors import NameTaken
 from pfedsecure.wire.v1 import federation_pb2 as fed
 
-EXAMPLES = settings(deadline=None, stateful_step_count=20, suppress_health_check=list(HealthCheck), print_blob=True)
+EXAMPLES = settings(stateful_step_count=20, suppress_health_check=list(HealthCheck), print_blob=True)
 
 
 @pytest.fixture(params=["plain", "secure"])

@@ -71,7 +71,7 @@ def refusal(attempt: Callable[[], object]) -> str:
     return said
 
 
-FUZZ = settings(max_examples=1000, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+FUZZ = settings(max_examples=1000, derandomize=True, suppress_health_check=list(HealthCheck))
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from pfedsecure.errors import IdentityError
@@ -27,7 +27,6 @@ def setting_of(oracle: Any, label: Label, secret: bytes) -> Any:
     return oracle.Setting(secret, label.federation_id, label.plan_digest, label.round, label.author, label.epoch)
 
 
-@settings(deadline=None)
 @given(
     plaintext=st.binary(max_size=300),
     secret=st.binary(min_size=32, max_size=32),
@@ -112,7 +111,6 @@ def test_key_and_nonce_change_with_everything_that_an_envelope_is_for(oracle: An
     assert unseal(salt, ciphertext, changed, secrets) is None
 
 
-@settings(deadline=None)
 @given(st.binary(min_size=16, max_size=64), st.binary(min_size=16, max_size=64))
 def test_two_envelopes_are_no_two_time_pad(one: bytes, two: bytes) -> None:
     """With one keystream for both, the server would read the difference of two prompts off the difference of both."""

@@ -35,7 +35,7 @@ def flat(tensors: list[Tensor]) -> Tensor:
     st.sampled_from([1e-8, 0.1, 1.0, 1e3, 1e30]),
     st.integers(0, 10**6),
 )
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_one_example_changes_the_sum_by_the_clip_at_most(
     others: int, clip: float, multiplier: float, scale: float, seed: int
 ) -> None:

@@ -33,7 +33,7 @@ def damaged(draw: st.DrawFn, data: bytes) -> bytes:
             return draw(st.binary(max_size=300))
 
 
-FUZZ = settings(max_examples=500, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+FUZZ = settings(max_examples=500, derandomize=True, suppress_health_check=list(HealthCheck))
 
 
 @pytest.mark.filterwarnings("ignore::cryptography.utils.CryptographyDeprecationWarning")  # on damaged certificates

@@ -28,7 +28,7 @@ def values(*numbers: float) -> np.ndarray:
     st.sampled_from([1e-3, 1e-9]),
     st.binary(min_size=160, max_size=160),
 )
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 def test_the_error_stays_below_the_bound_whatever_the_rounding(inputs, precision: float, drawn: bytes) -> None:
     """Also with the worst that randomness can do: hypothesis picks it."""
     encoding = Encoding.of(replace(PARAMETERS, precision=precision), 10)

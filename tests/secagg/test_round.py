@@ -64,7 +64,7 @@ def test_clients_may_drop_out_while_unmasking(new_round: NewRound, update_of: Up
 
 
 @given(st.data())
-@settings(max_examples=25, deadline=None, derandomize=True)
+@settings(max_examples=25, derandomize=True)
 def test_the_mean_is_right_whoever_drops_out_as_long_as_a_quorum_stays(
     new_round: NewRound, update_of: UpdateOf, data: st.DataObject
 ) -> None:

@@ -133,7 +133,7 @@ def test_the_oracle_knows_the_standards() -> None:
 
 
 @given(st.binary(min_size=32, max_size=32), st.integers(2, 9), st.integers(0, 5), st.integers(0, 2**32))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_shamir_agrees(secret: bytes, threshold: int, spare: int, seed: int) -> None:
     entropy = makers.stream(str(seed))
     points = np.sort(np.random.default_rng(seed).choice(65520, threshold + spare, replace=False) + 1)
@@ -148,7 +148,7 @@ def test_shamir_agrees(secret: bytes, threshold: int, spare: int, seed: int) -> 
 
 
 @given(st.binary(min_size=32, max_size=32), st.binary(max_size=80), st.integers(1, 40))
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 def test_derivation_and_keystream_agree(secret: bytes, info: bytes, length: int) -> None:
     key = keys.derive(secret, info)
     assert key == oracle.hkdf(secret, info)
