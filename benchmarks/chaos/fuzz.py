@@ -191,7 +191,7 @@ async def _fuzz(count: int, seed: int, folder: Path, server: ServerProcess) -> F
                 try:
                     await stub.Join(request, timeout=30)
                 except grpc.aio.AioRpcError as error:
-                    if not _unanswered(error):
+                    if error.code() is not grpc.StatusCode.UNAVAILABLE:
                         raise
                     await asyncio.sleep(REFUSED_SECONDS)
                 else:
@@ -202,8 +202,12 @@ async def _fuzz(count: int, seed: int, folder: Path, server: ServerProcess) -> F
             while left > 0 and found.problem is None:
                 left -= 1
                 method = messages.method(calls)
-                error = await _call(channel, method, messages)
-                if error is not None and _unanswered(error) and process.poll() is None:
+                try:
+                    error = await _call(channel, method, messages)
+                except _Unanswered:
+                    if (ended := process.poll()) is not None:
+                        found.problem = f"the server ended with {ended} after {method.full_name}; {_log(server)}"
+                        return
                     left += 1
                     await asyncio.sleep(REFUSED_SECONDS)
                     continue
@@ -211,8 +215,6 @@ async def _fuzz(count: int, seed: int, folder: Path, server: ServerProcess) -> F
                 found.codes[code.name] += 1
                 if code in CRASHES:
                     found.problem = f"{method.full_name} was answered with {error!r}; {_log(server)}"
-                elif (ended := process.poll()) is not None:
-                    found.problem = f"the server ended with {ended} after {method.full_name}; {_log(server)}"
                 else:
                     found.answered += 1
                 if found.answered % 500 == 0 and found.problem is None:
@@ -230,13 +232,12 @@ def _log(server: ServerProcess) -> str:
     return f"the server's log ends with:\n{server.said(LOG_CHARACTERS)}"
 
 
-def _unanswered(error: grpc.aio.AioRpcError) -> bool:
-    """Whether the transport took no more streams, so that nothing was read, or what the server said is lost."""
-    return error.code() is grpc.StatusCode.UNAVAILABLE or lost_answer(error)
+class _Unanswered(Exception):
+    """The transport took no more streams, so that nothing was read, or what the server said is lost, or it is gone."""
 
 
 async def _call(channel: grpc.aio.Channel, method: MethodDescriptor, messages: Messages) -> grpc.aio.AioRpcError | None:
-    """What one random message to `method` is answered with, where that is not OK."""
+    """What one random message to `method` is answered with, where that is not OK. Raises _Unanswered."""
     path = f"/{method.containing_service.full_name}/{method.name}"
     kinds: dict[tuple[bool, bool], Any] = {
         (False, False): channel.unary_unary,
@@ -258,6 +259,12 @@ async def _call(channel: grpc.aio.Channel, method: MethodDescriptor, messages: M
                 pass
         else:
             await call
-    except grpc.aio.AioRpcError as error:
+    except (grpc.aio.AioRpcError, asyncio.CancelledError) as error:
+        if lost_answer(error):
+            raise _Unanswered from None
+        if isinstance(error, asyncio.CancelledError):
+            raise
+        if error.code() is grpc.StatusCode.UNAVAILABLE:
+            raise _Unanswered from None
         return error
     return None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable, Iterator
 from typing import TypeVar
 
@@ -19,22 +20,25 @@ _LOST_ANSWER = "Internal error from Core"
 async def upload(call: Callable[[Iterator[PayloadChunk]], Awaitable[T]], payload: Payload) -> T:
     """The reply to `payload` sent through `call`, which may be made several times. Raises AioRpcError.
 
-    A chunk that gRPC writes just as the server's refusal arrives fails, and gRPC then puts that failure in the place of
-    the refusal (grpc issue 36066). What the server said is lost, so it is asked again, at once: nothing else goes by
-    this status and these words.
+    What gRPC writes just as the server's refusal arrives fails, and the refusal is lost with it (`lost_answer`), so the
+    server is asked again, at once.
     """
     for _ in range(ATTEMPTS - 1):
         try:
             return await call(split(payload))
-        except grpc.aio.AioRpcError as error:
+        except (grpc.aio.AioRpcError, asyncio.CancelledError) as error:
             if not lost_answer(error):
                 raise
     return await call(split(payload))
 
 
-def lost_answer(error: grpc.aio.AioRpcError) -> bool:
-    """Whether gRPC has put its own failure to write in the place of what the server said.
+def lost_answer(error: grpc.aio.AioRpcError | asyncio.CancelledError) -> bool:
+    """Whether an upload of this task ended with `error` because gRPC lost what the server said (its issue 36066).
 
-    Nothing else goes by this status and these words.
+    A chunk that cannot be written: gRPC puts that failure in the place of the answer; nothing else goes by this status
+    and these words. The end of the upload that cannot be written: gRPC cancels the call, which nobody asked for.
     """
+    if isinstance(error, asyncio.CancelledError):
+        task = asyncio.current_task()
+        return task is not None and not task.cancelling()
     return error.code() is grpc.StatusCode.INTERNAL and error.details() == _LOST_ANSWER

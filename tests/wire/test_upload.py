@@ -11,6 +11,7 @@ from typing import Any
 import grpc
 import grpc.aio
 import pytest
+from grpc.aio._call import StreamUnaryCall
 
 from pfedsecure.errors import MessageRejected
 from pfedsecure.wire.payloads import Payload
@@ -24,20 +25,27 @@ AT_ONCE, TIMES = 32, 4
 
 
 class Refusing(grpc.GenericRpcHandler):
-    """Refuses every upload at its first chunk, without reading the others."""
+    """Refuses every upload `after` so many chunks, without reading the others; None: after all of them."""
+
+    def __init__(self, after: int | None) -> None:
+        self._after = after
 
     def service(self, _details: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler:
         async def behaviour(chunks: AsyncIterator[bytes], context: Any) -> bytes:
-            await anext(aiter(chunks))
+            number = 0
+            async for _ in chunks:
+                number += 1
+                if number == self._after:
+                    break
             await abort(context, MessageRejected("too large"))
 
         return grpc.stream_unary_rpc_method_handler(behaviour)
 
 
 @asynccontextmanager
-async def refusing() -> AsyncIterator[grpc.aio.StreamUnaryMultiCallable[PayloadChunk, bytes]]:
+async def refusing(after: int | None = 1) -> AsyncIterator[grpc.aio.StreamUnaryMultiCallable[PayloadChunk, bytes]]:
     server = grpc.aio.server()
-    server.add_generic_rpc_handlers((Refusing(),))
+    server.add_generic_rpc_handlers((Refusing(after),))
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
     try:
@@ -56,6 +64,39 @@ async def test_the_refusal_arrives_however_the_writes_race_with_it() -> None:
     async with refusing() as method:
         for _ in range(TIMES):
             assert await asyncio.gather(*(answer() for _ in range(AT_ONCE))) == ["too large"] * AT_ONCE
+
+
+async def test_the_refusal_arrives_also_where_the_end_of_the_upload_cannot_be_written(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """gRPC cancels its call then, of which the one that waits for it must not be the victim."""
+    failures, inner = ["execute_batch"] * 3, StreamUnaryCall._done_writing
+
+    async def done_writing(call: StreamUnaryCall[Any, Any]) -> None:
+        if failures:
+            raise RuntimeError(failures.pop())
+        await inner(call)
+
+    monkeypatch.setattr(StreamUnaryCall, "_done_writing", done_writing)
+    async with refusing(after=None) as method:
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await upload(method, Payload(1, b"content"))
+    assert (caught.value.details(), failures) == ("too large", [])
+
+
+async def test_whoever_gives_an_upload_up_is_obeyed() -> None:
+    started = asyncio.Event()
+
+    async def waiting(_chunks: Iterator[PayloadChunk]) -> bytes:
+        assert not started.is_set(), "it was tried again"
+        started.set()
+        return await asyncio.Future()
+
+    task = asyncio.create_task(upload(waiting, Payload(1, b"content")))
+    await started.wait()
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
 
 
 @pytest.mark.parametrize(
