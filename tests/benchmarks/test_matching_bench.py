@@ -6,12 +6,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from pfed_benchmarks import matching, matching_ckks
+from pfed_benchmarks.contract import Outcome, Report
+from pfed_benchmarks.matching_noised import noised_rows
+from pfed_benchmarks.matching_pool import EncryptedPool, nearest
+from pfed_benchmarks.tables import table_of
 
-from benchmarks import matching, matching_ckks
-from benchmarks.contract import Outcome, Report
-from benchmarks.matching_noised import noised_rows
-from benchmarks.matching_pool import EncryptedPool, nearest
-from benchmarks.tables import table_of
 from pfedsecure.matching.he.encryption import encrypt, query_polynomial
 from pfedsecure.matching.he.parameters import Layout
 from pfedsecure.matching.he.secret import SecretKey
