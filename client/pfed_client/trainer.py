@@ -131,7 +131,7 @@ class Trainer:
     @property
     def tokens(self) -> int:
         """How many tokens the text tower computes for one prompt: SOS, context, and all class names."""
-        return 1 + self._plan.prompt.context_length + self._classes.tails.shape[0] * self._classes.tails.shape[1]
+        return 1 + self._plan.prompt.context_length + len(self._classes.tokens)
 
     @property
     def steps(self) -> int:

@@ -1,6 +1,6 @@
 """Causal self-attention over one shared prefix and the tails of many classes, which do not meet.
 
-Symbols: P prompts, C classes, t tail tokens, d width, h heads, e = d / h.
+Symbols: P prompts, C classes, t tokens of the longest tail, N of all tails together, d width, h heads, e = d / h.
 """
 
 from __future__ import annotations
@@ -13,27 +13,36 @@ from torch import Tensor, nn
 
 
 class PrefixAttention:
-    """Attention of rows of tokens `(P, n_prefix + C * t, d)`: the prefix first, then every class's tail.
+    """Attention of rows of tokens `(P, n_prefix + N, d)`: the prefix first, then every class's tail.
 
-    `eot (C,)` says which token of each tail is its last; what pads the tail behind it is never looked at.
+    `eot (C,)` says which token of each tail is its last, so tails have `eot + 1` tokens each. Where they differ they
+    are padded to t here, between the maps, which see nothing of that; what pads them is never looked at.
     """
 
-    def __init__(self, n_prefix: int, n_tail: int, eot: Tensor) -> None:
+    def __init__(self, n_prefix: int, n_tail: int, eot: Tensor, tokens: Tensor) -> None:
+        """`tokens (N,)`: where the tokens up to EOT are among the `C * t` of padded tails."""
         self._n_prefix = n_prefix
         self._by_class = (len(eot), n_tail)
         device = eot.device
         self._after_in_prefix = ~torch.ones(n_prefix, n_prefix, dtype=torch.bool, device=device).tril()
         self._after_in_tail = ~torch.ones(n_tail, n_tail, dtype=torch.bool, device=device).tril()
         self._after_eot = torch.arange(n_tail, device=device) > eot[:, None]
-        self.eot_rows = n_prefix + torch.arange(len(eot), device=device) * n_tail + eot
+        self.eot_rows = n_prefix - 1 + (eot + 1).cumsum(0)
         """Where each class's EOT is `(C,)`."""
+        prefix = torch.arange(n_prefix, device=device)
+        self._rows: Tensor | None = None
+        if len(tokens) < self._after_eot.numel():
+            self._rows = torch.cat([prefix, n_prefix + tokens])
+            # What a padded tail has behind its end is its EOT again: any token would do.
+            behind = (self.eot_rows - eot)[:, None] + torch.minimum(torch.arange(n_tail, device=device), eot[:, None])
+            self._padded = torch.cat([prefix, behind.flatten()])
 
     def all_rows(self, attention: nn.MultiheadAttention, x: Tensor) -> Tensor:
-        """What `attention` gives for every token of `x (P, n_prefix + C * t, d)`, in the same shape."""
+        """What `attention` gives for every token of `x (P, n_prefix + N, d)`, in the same shape."""
         n_prefix, by_class = self._n_prefix, self._by_class
         q, k, v = (
             _heads(attention, part)  # (P, h, tokens, e)
-            for part in F.linear(x, attention.in_proj_weight, attention.in_proj_bias).chunk(3, dim=-1)
+            for part in self._pad(F.linear(x, attention.in_proj_weight, attention.in_proj_bias)).chunk(3, dim=-1)
         )
         q = q / math.sqrt(q.shape[-1])
 
@@ -49,7 +58,8 @@ class PrefixAttention:
         tail_out = weights[..., :n_prefix].flatten(2, 3) @ prefix_v + (
             weights[..., n_prefix:] @ tail_v.unflatten(2, by_class)
         ).flatten(2, 3)
-        return _merged(attention, torch.cat([prefix_out, tail_out], dim=2))
+        out = _merged(torch.cat([prefix_out, tail_out], dim=2))
+        return _mapped(attention, out if self._rows is None else out.index_select(1, self._rows))
 
     def eot_only(self, attention: nn.MultiheadAttention, x: Tensor) -> Tensor:
         """What `attention` gives for the EOT of every class alone, `(P, C, d)`: all that the last block is for."""
@@ -58,7 +68,7 @@ class PrefixAttention:
         q = _heads(attention, F.linear(x[:, self.eot_rows], weight[:width], None if bias is None else bias[:width]))
         k, v = (
             _heads(attention, part)
-            for part in F.linear(x, weight[width:], None if bias is None else bias[width:]).chunk(2, dim=-1)
+            for part in self._pad(F.linear(x, weight[width:], None if bias is None else bias[width:])).chunk(2, dim=-1)
         )
         q = q / math.sqrt(q.shape[-1])  # (P, h, C, e)
 
@@ -68,7 +78,11 @@ class PrefixAttention:
         to_tail = to_tail.masked_fill(self._after_eot, -math.inf)
         weights = torch.cat([to_prefix, to_tail], dim=-1).softmax(dim=-1)
         from_tail = (weights[..., n_prefix:].unsqueeze(3) @ tail_v).squeeze(3)
-        return _merged(attention, weights[..., :n_prefix] @ v[:, :, :n_prefix] + from_tail)
+        return _mapped(attention, _merged(weights[..., :n_prefix] @ v[:, :, :n_prefix] + from_tail))
+
+    def _pad(self, x: Tensor) -> Tensor:
+        """`(P, n_prefix + N, …)` as `(P, n_prefix + C * t, …)`."""
+        return x if self._rows is None else x.index_select(1, self._padded)
 
 
 def _heads(attention: nn.MultiheadAttention, x: Tensor) -> Tensor:
@@ -77,6 +91,11 @@ def _heads(attention: nn.MultiheadAttention, x: Tensor) -> Tensor:
     return heads.transpose(1, 2)
 
 
-def _merged(attention: nn.MultiheadAttention, x: Tensor) -> Tensor:
-    """`(P, h, tokens, e)` through the output map, `(P, tokens, d)`."""
-    return F.linear(x.transpose(1, 2).flatten(2), attention.out_proj.weight, attention.out_proj.bias)
+def _merged(x: Tensor) -> Tensor:
+    """`(P, h, tokens, e)` as `(P, tokens, d)`."""
+    return x.transpose(1, 2).flatten(2)
+
+
+def _mapped(attention: nn.MultiheadAttention, x: Tensor) -> Tensor:
+    """Through the output map."""
+    return F.linear(x, attention.out_proj.weight, attention.out_proj.bias)

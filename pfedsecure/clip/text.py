@@ -1,17 +1,19 @@
 """The frozen text tower, evaluated for prompts that share one context.
 
-Symbols: d text width, D embedding width, n context tokens, C classes, P prompts, t tail tokens (class name, ".", EOT).
+Symbols: d text width, D embedding width, n context tokens, C classes, P prompts, t tokens of the longest tail (class
+name, ".", EOT).
 
 A prompted sequence is SOS, ctx (n vectors), class name, ".", EOT. Some facts make it cheap, and none changes the
-result: attention is causal, so nothing after EOT matters and sequences end at the longest class name; and the states of
-SOS + ctx are the same for every class, so these n + 1 tokens are computed once per prompt and each class's tail attends
-to their keys and values. And what the last block makes of other tokens than EOT is not computed at all.
+result: attention is causal, so nothing after EOT matters and every sequence ends there; and the states of SOS + ctx are
+the same for every class, so these n + 1 tokens are computed once per prompt and each class's tail attends to their keys
+and values. And what the last block makes of other tokens than EOT is not computed at all.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Protocol
 
 import torch
@@ -44,7 +46,7 @@ class Tokenizer(Protocol):
 class ClassTails:
     """What follows the context, per class: embeddings `(C, t, d)` and the index of EOT in each row `(C,)`.
 
-    `sos` is the embedding `(d,)` that precedes the context.
+    `sos` is the embedding `(d,)` that precedes the context. What is behind EOT only fills the rows up.
     """
 
     sos: Tensor
@@ -56,6 +58,12 @@ class ClassTails:
         """From one `(t_c, d)` array of embeddings per class, each ending with EOT."""
         eot = torch.tensor([len(row) - 1 for row in rows], device=sos.device)
         return cls(sos=sos, tails=nn.utils.rnn.pad_sequence(list(rows), batch_first=True), eot=eot)
+
+    @cached_property
+    def tokens(self) -> Tensor:
+        """Where the tokens up to EOT are among all `C * t`: `(N,)`."""
+        places = torch.arange(self.tails.shape[1], device=self.eot.device)
+        return (places <= self.eot[:, None]).flatten().nonzero()[:, 0]
 
     def split(self, size: int) -> list[ClassTails]:
         """The same classes, `size` of them at a time."""
@@ -148,9 +156,9 @@ class TextTower(nn.Module):
         Thousands of classes are taken some at a time. Where a backward pass would have to keep more than memory has
         room for, what a part of them computed is forgotten and computed again: the result is the same.
         """
-        n_prompts, n_classes, n_tail = len(contexts), *classes.tails.shape[:2]
+        n_prompts, n_tail = len(contexts), classes.tails.shape[1]
         parts = classes.split(max(1, _TOKENS_AT_ONCE // max(1, n_prompts * n_tail)))
-        tokens = n_prompts * (n_classes * n_tail + len(parts) * (contexts.shape[1] + 1))
+        tokens = n_prompts * (len(classes.tokens) + len(parts) * (contexts.shape[1] + 1))
         if torch.is_grad_enabled() and contexts.requires_grad and self._too_much(tokens):
             features = [checkpoint(self._features, contexts, part, use_reentrant=False) for part in parts]
         else:
@@ -167,9 +175,10 @@ class TextTower(nn.Module):
             torch.cat([classes.sos.expand(n_prompts, 1, width), contexts.to(self.dtype)], dim=1) + positions[:n_prefix]
         )
         tails = classes.tails + positions[n_prefix : n_prefix + n_tail]
+        tails = tails.flatten(0, 1).index_select(0, classes.tokens)  # (N, d), of all classes
         # One row of tokens per prompt, prefix first and all tails behind it, so that every linear map runs once.
-        x = torch.cat([prefix, tails.reshape(1, -1, width).expand(n_prompts, -1, -1)], dim=1)
-        attention = PrefixAttention(n_prefix, n_tail, classes.eot)
+        x = torch.cat([prefix, tails.expand(n_prompts, -1, -1)], dim=1)
+        attention = PrefixAttention(n_prefix, n_tail, classes.eot, classes.tokens)
         *blocks, last = self.blocks
         block: Any
         for block in blocks:
