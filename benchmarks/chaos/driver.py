@@ -52,6 +52,8 @@ def run(sequence: Story) -> str | None:
             world.end()
         except Violation as violation:
             return str(violation)
+        except Exception as error:  # nothing that can happen to a federation is an error of whoever starts its server
+            return f"{type(error).__name__}: {error}"
         finally:
             world.close()
     return None

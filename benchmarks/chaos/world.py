@@ -91,7 +91,9 @@ class World:
         """Of itself, in a transaction."""
         if self.server is process:
             self.server = None
-        self._dying.add(asyncio.ensure_future(process.kill()))
+        dying = asyncio.ensure_future(process.kill())
+        self._dying.add(dying)
+        dying.add_done_callback(self._dying.discard)
 
     def start(self, name: str) -> None:
         self._do(_at_once(self.members[name].start))
@@ -127,6 +129,8 @@ class World:
             )
 
     async def _start_server(self) -> None:
+        if self._dying:
+            await asyncio.wait(self._dying)  # a process that is dead holds no lock any more
         process = ServerProcess(self)
         try:
             await process.start()

@@ -233,7 +233,7 @@ def test_processes_that_share_a_ledger_spend_one_budget(open_account: Callable[.
         process.start()
     total, ended = 0, 0
     while ended < len(processes):
-        answer = granted.get(timeout=60)
+        answer = granted.get(timeout=200)
         total, ended = total + answer, ended + (not answer)
     for process in processes:
         process.join()
