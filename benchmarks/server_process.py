@@ -67,6 +67,10 @@ class ServerProcess:
         """The end of its log."""
         return self._log.read_text(errors="replace")[-characters:]
 
+    def failures(self) -> list[str]:
+        """The calls that failed in it, as its log has them."""
+        return re.findall(r"^.* (/\S+) failed(?: for now)?$", self._log.read_text(errors="replace"), re.MULTILINE)
+
     @property
     def cpu_seconds(self) -> float:
         return self._cpu_before + self._cpu_now

@@ -9,12 +9,14 @@ from __future__ import annotations
 import asyncio
 import random
 import tempfile
+import time
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import grpc.aio
 from google.protobuf.descriptor import FieldDescriptor, MethodDescriptor
@@ -24,6 +26,7 @@ from google.protobuf.message_factory import GetMessageClass
 from pfedsecure.pki.development import DEVELOPMENT_FOLDER, enrol
 from pfedsecure.plan import Plan
 from pfedsecure.wire.options import CHANNEL_OPTIONS
+from pfedsecure.wire.status import error_raised_by_server
 from pfedsecure.wire.tls import channel_credentials
 from pfedsecure.wire.upload import lost_answer
 from pfedsecure.wire.v1 import federation_pb2, operations_pb2, round_pb2
@@ -32,6 +35,8 @@ from pfedsecure.wire.v1.federation_pb2_grpc import FederationStub
 
 from ..server_process import ServerProcess
 
+T = TypeVar("T")
+
 CHANNELS, AT_ONCE = 4, 12
 """Connections, and calls on each of them: less than the server takes as streams of one connection."""
 CALL_SECONDS = 10.0
@@ -39,13 +44,15 @@ AWAITED_SECONDS = 0.1
 """Of Await, which stays open until there is something to tell."""
 REFUSED_SECONDS = 0.02
 """After which a call is tried again that the transport took no more streams for: cancelled ones count for a while."""
+PATIENCE_SECONDS = 30.0
+"""Within which a server that lives has a stream again."""
 MOST_GROWTH_MIB = 256.0
 LOG_CHARACTERS = 4_000
 """Of the server's log, shown with what broke: the folder that it lies in is gone afterwards."""
 _APART = ("grpc.use_local_subchannel_pool", 1)
 """So that channels to the same server do not share one connection."""
-CRASHES = {grpc.StatusCode.INTERNAL, grpc.StatusCode.UNKNOWN}
-"""What a server answers when something went wrong in it that it did not expect."""
+CRASHES = {grpc.StatusCode.INTERNAL, grpc.StatusCode.UNKNOWN, grpc.StatusCode.UNAVAILABLE}
+"""What a server answers when something went wrong in it that it did not expect, or in its storage."""
 _NUMBERS = (0, 1, 2, 7, 255, 2**31 - 1, 2**32 - 1, 2**63 - 1)
 _FLOATS = (0.0, 1.0, -1.0, 1e-300, 1e308, float("inf"), float("-inf"), float("nan"))
 _PLAN = """
@@ -56,7 +63,7 @@ context_length = 4
 experts = 2
 gate_width = 32
 [rounds]
-count = 1000
+count = 1000000
 minimum_cohort = 1
 deadline_seconds = 3600
 [backbone]
@@ -186,31 +193,24 @@ async def _fuzz(count: int, seed: int, folder: Path, server: ServerProcess) -> F
 
         async def join() -> None:
             request = fed.JoinRequest(plan_digest=plan.digest(), instance_id=instance)
-            stub = FederationStub(channels[0])  # type: ignore[no-untyped-call]
-            while process.poll() is None:
-                try:
-                    await stub.Join(request, timeout=30)
-                except grpc.aio.AioRpcError as error:
-                    if error.code() is not grpc.StatusCode.UNAVAILABLE:
-                        raise
-                    await asyncio.sleep(REFUSED_SECONDS)
-                else:
-                    return
+            try:
+                await FederationStub(channels[0]).Join(request, timeout=30)  # type: ignore[no-untyped-call]
+            except grpc.aio.AioRpcError as error:
+                if not _took_no_stream(error):
+                    raise
+                raise _Unanswered(repr(error)) from None
 
         async def worker(channel: grpc.aio.Channel) -> None:
             nonlocal left
             while left > 0 and found.problem is None:
                 left -= 1
                 method = messages.method(calls)
+                requests = messages.stream(method) if method.client_streaming else [messages.message(method)]
                 try:
-                    error = await _call(channel, method, messages)
-                except _Unanswered:
-                    if (ended := process.poll()) is not None:
-                        found.problem = f"the server ended with {ended} after {method.full_name}; {_log(server)}"
-                        return
-                    left += 1
-                    await asyncio.sleep(REFUSED_SECONDS)
-                    continue
+                    error = await _patiently(partial(_call, channel, method, requests))
+                except _Unanswered as unanswered:
+                    found.problem = f"{method.full_name} was not answered, {unanswered}; {_log(server)}"
+                    return
                 code = grpc.StatusCode.OK if error is None else error.code()
                 found.codes[code.name] += 1
                 if code in CRASHES:
@@ -218,13 +218,20 @@ async def _fuzz(count: int, seed: int, folder: Path, server: ServerProcess) -> F
                 else:
                     found.answered += 1
                 if found.answered % 500 == 0 and found.problem is None:
-                    await join()  # a message may have been a good Leave
+                    await _patiently(join)  # a message may have been a good Leave
 
-        await join()
+        await _patiently(join)
         await asyncio.gather(*(worker(channel) for channel in channels for _ in range(AT_ONCE)))
+        if found.problem is None:
+            try:
+                await _patiently(join)
+            except _Unanswered as unanswered:
+                found.problem = f"afterwards the server was not there any more, {unanswered}; {_log(server)}"
     found.mib_after = server.mib if process.poll() is None else 0.0
     if found.problem is None and found.mib_after > found.mib_before + MOST_GROWTH_MIB:
         found.problem = f"the server grew from {found.mib_before:.0f} to {found.mib_after:.0f} MiB"
+    if found.problem is None and (failures := server.failures()):
+        found.problem = f"{len(failures)} calls failed in the server, whatever it answered; the first: {failures[0]}"
     return found
 
 
@@ -236,8 +243,22 @@ class _Unanswered(Exception):
     """The transport took no more streams, so that nothing was read, or what the server said is lost, or it is gone."""
 
 
-async def _call(channel: grpc.aio.Channel, method: MethodDescriptor, messages: Messages) -> grpc.aio.AioRpcError | None:
-    """What one random message to `method` is answered with, where that is not OK. Raises _Unanswered."""
+async def _patiently(call: Callable[[], Awaitable[T]]) -> T:
+    """What `call` returns, once it is answered. Raises _Unanswered when that takes too long."""
+    until = time.monotonic() + PATIENCE_SECONDS
+    while True:
+        try:
+            return await call()
+        except _Unanswered:
+            if time.monotonic() > until:
+                raise
+            await asyncio.sleep(REFUSED_SECONDS)
+
+
+async def _call(
+    channel: grpc.aio.Channel, method: MethodDescriptor, requests: list[bytes]
+) -> grpc.aio.AioRpcError | None:
+    """What `requests` to `method` are answered with, where that is not OK. Raises _Unanswered."""
     path = f"/{method.containing_service.full_name}/{method.name}"
     kinds: dict[tuple[bool, bool], Any] = {
         (False, False): channel.unary_unary,
@@ -247,11 +268,11 @@ async def _call(channel: grpc.aio.Channel, method: MethodDescriptor, messages: M
     }
     start: Any = kinds[method.client_streaming, method.server_streaming](path)
 
-    async def upload(chunks: list[bytes]) -> AsyncIterator[bytes]:
-        for chunk in chunks:
-            yield chunk
+    async def upload() -> AsyncIterator[bytes]:
+        for request in requests:
+            yield request
 
-    request = upload(messages.stream(method)) if method.client_streaming else messages.message(method)
+    request = upload() if method.client_streaming else requests[0]
     call = start(request, timeout=AWAITED_SECONDS if method.name == "Await" else CALL_SECONDS)
     try:
         if method.server_streaming:
@@ -260,11 +281,16 @@ async def _call(channel: grpc.aio.Channel, method: MethodDescriptor, messages: M
         else:
             await call
     except (grpc.aio.AioRpcError, asyncio.CancelledError) as error:
-        if lost_answer(error):
-            raise _Unanswered from None
+        if method.client_streaming and lost_answer(error):
+            raise _Unanswered(repr(error)) from None
         if isinstance(error, asyncio.CancelledError):
             raise
-        if error.code() is grpc.StatusCode.UNAVAILABLE:
-            raise _Unanswered from None
+        if _took_no_stream(error):
+            raise _Unanswered(repr(error)) from None
         return error
     return None
+
+
+def _took_no_stream(error: grpc.aio.AioRpcError) -> bool:
+    """Whether the transport took no more streams. The server itself says the like where its storage fails."""
+    return error.code() is grpc.StatusCode.UNAVAILABLE and error_raised_by_server(error) is None

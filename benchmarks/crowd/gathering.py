@@ -240,11 +240,11 @@ def _status(run: Run, address: Address, operator: Identity) -> ops.GetStatusRepl
     """What the operator is told; None when there is no answer now."""
     began = time.monotonic()
     try:
-        return fetch_status(address, operator)
+        reply = fetch_status(address, operator)
     except ServerUnreachable:
         return None
-    finally:
-        run.status_calls.append((began, time.monotonic() - began))
+    run.status_calls.append((began, time.monotonic() - began))
+    return reply
 
 
 def _last_status(run: Run, address: Address, operator: Identity) -> ops.GetStatusReply:

@@ -10,7 +10,7 @@ from typing import Any, cast
 
 import numpy as np
 
-from pfedsecure.errors import ServerUnreachable
+from pfedsecure.errors import MessageRejected, NameTaken, NotAMember, PlanMismatch, TooManyCalls
 from pfedsecure.wire.api import FederationApi
 from pfedsecure.wire.v1 import federation_pb2 as fed
 
@@ -19,6 +19,8 @@ from ..contract import Row
 Calls = Mapping[str, Sequence[tuple[float, float]]]
 """By method: when each call began, by the machine's monotonic clock, and how many seconds it took."""
 
+REFUSALS = (MessageRejected, NameTaken, NotAMember, PlanMismatch, TooManyCalls)
+"""What a server answers; a call that ends with anything else was not answered."""
 FINISHED = "finished"
 STEPS = ("train and advertise", "share", "mask", "confirm", "unmask")
 """Of a round with secure aggregation. In the first, matching, fetching and publishing come before the message."""
@@ -62,9 +64,7 @@ class _Timed:
             began = time.monotonic()
             try:
                 answer = await call(*arguments)
-            except ServerUnreachable:
-                raise
-            except BaseException:
+            except REFUSALS:
                 self._note(method, began)
                 raise
             self._note(method, began)

@@ -264,6 +264,8 @@ class GrpcApi(FederationApi):
         at = self._at
         try:
             return await call()
+        except ServerUnreachable as lost:  # all that it said to an upload
+            raise _NoAnswer(lost) from None
         except grpc.aio.AioRpcError as error:
             try:
                 raise_from(error)

@@ -26,8 +26,9 @@ from pfedsecure.errors import BackboneError
 
 _TOKENS_AT_ONCE = 4096
 """Of all prompts and classes together; products of matrices with more rows are no faster."""
-_KEPT_PER_TOKEN = 16
-"""Numbers that a block keeps of each token for the backward pass, in widths: inputs of norms, maps and activations."""
+_KEPT_PER_TOKEN, _KEPT_PER_PADDED = 9, 8
+"""Numbers that a block keeps for the backward pass, in widths: inputs of norms, maps and activations of each token, and
+what attention needs of each place in the padded tails."""
 _MEMORY_ON_CPU = 2**31
 """Bytes of them that are kept at most: what is free there is everybody's, and a container has less than it says."""
 
@@ -65,8 +66,15 @@ class ClassTails:
         places = torch.arange(self.tails.shape[1], device=self.eot.device)
         return (places <= self.eot[:, None]).flatten().nonzero()[:, 0]
 
+    @property
+    def n_padded(self) -> int:
+        """C * t."""
+        return self.tails.shape[0] * self.tails.shape[1]
+
     def split(self, size: int) -> list[ClassTails]:
         """The same classes, `size` of them at a time."""
+        if size >= len(self.eot):
+            return [self]
         pieces = zip(self.tails.split(size), self.eot.split(size), strict=True)
         return [ClassTails(self.sos, tails, eot) for tails, eot in pieces]
 
@@ -158,8 +166,9 @@ class TextTower(nn.Module):
         """
         n_prompts, n_tail = len(contexts), classes.tails.shape[1]
         parts = classes.split(max(1, _TOKENS_AT_ONCE // max(1, n_prompts * n_tail)))
-        tokens = n_prompts * (len(classes.tokens) + len(parts) * (contexts.shape[1] + 1))
-        if torch.is_grad_enabled() and contexts.requires_grad and self._too_much(tokens):
+        prefixes = len(parts) * (contexts.shape[1] + 1)
+        kept = _KEPT_PER_TOKEN * (len(classes.tokens) + prefixes) + _KEPT_PER_PADDED * (classes.n_padded + prefixes)
+        if torch.is_grad_enabled() and contexts.requires_grad and self._too_much(n_prompts * kept):
             features = [checkpoint(self._features, contexts, part, use_reentrant=False) for part in parts]
         else:
             features = [self._features(contexts, part) for part in parts]
@@ -195,8 +204,8 @@ class TextTower(nn.Module):
             at_eot = at_eot @ self.text_projection
         return F.normalize(at_eot.to(torch.promote_types(at_eot.dtype, torch.float32)), dim=-1)
 
-    def _too_much(self, tokens: int) -> bool:
-        """Whether what a backward pass through so many tokens needs is more than there should be of it at once."""
-        needed = tokens * len(self.blocks) * _KEPT_PER_TOKEN * self.width * self.dtype.itemsize
+    def _too_much(self, kept: int) -> bool:
+        """Whether a backward pass for which each block keeps so many widths needs more than there should be at once."""
+        needed = kept * len(self.blocks) * self.width * self.dtype.itemsize
         device = self.positional_embedding.device
         return needed > (torch.cuda.mem_get_info(device)[0] // 2 if device.type == "cuda" else _MEMORY_ON_CPU)

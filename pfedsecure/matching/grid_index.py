@@ -17,8 +17,8 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from threading import Lock
-from typing import Any
 
+import faiss
 import numpy as np
 from numpy.typing import NDArray
 
@@ -94,7 +94,7 @@ class GridIndex(KeylessIndex):
         size = len(self._entries)
         fetched = min(k + _SPARE, size)
         while fetched and k:
-            with _faiss_on_one_thread() as faiss:
+            with _one_thread():
                 squared, rows = faiss.knn(query[None], self._vectors[:size], fetched)
             exact = self._squared_distances(query, rows[0])
             others = sorted(
@@ -117,16 +117,11 @@ class GridIndex(KeylessIndex):
 
 
 @contextmanager
-def _faiss_on_one_thread() -> Iterator[Any]:
-    """FAISS on the calling thread alone: OpenMP's threads wait for each other longer than such a search takes.
-
-    It is loaded with the first search, not while a server that starts again has everybody wait for it.
-    """
-    import faiss
-
+def _one_thread() -> Iterator[None]:
+    """FAISS on the calling thread alone: OpenMP's threads wait for each other longer than such a search takes."""
     threads = faiss.omp_get_max_threads()
     faiss.omp_set_num_threads(1)
     try:
-        yield faiss
+        yield
     finally:
         faiss.omp_set_num_threads(threads)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import faiss
 import numpy as np
 from google.protobuf.message import DecodeError
 from numpy.typing import NDArray
@@ -62,8 +63,6 @@ class PlainMatchIndex(KeylessIndex):
         # Sorted by name, so that equal distances are resolved the same way in every run.
         self._pool = sorted(pool, key=lambda entry: entry.owner)
         self._size = size
-        import faiss  # with the first search: a server that starts again serves calls before it
-
         self._index = faiss.IndexFlatL2(size)
         if self._pool:
             self._index.add(np.stack([read_sketch(entry.sketch, size) for entry in self._pool]))

@@ -8,6 +8,7 @@ from typing import TypeVar
 
 import grpc.aio
 
+from pfedsecure.errors import ServerUnreachable
 from pfedsecure.wire.payloads import Payload, split
 from pfedsecure.wire.v1.payload_pb2 import PayloadChunk
 
@@ -18,18 +19,25 @@ _LOST_ANSWER = "Internal error from Core"
 
 
 async def upload(call: Callable[[Iterator[PayloadChunk]], Awaitable[T]], payload: Payload) -> T:
-    """The reply to `payload` sent through `call`, which may be made several times. Raises AioRpcError.
+    """The reply to `payload` sent through `call`, which may be made several times. Raises AioRpcError, and
+    ServerUnreachable where nothing of what the server says arrives.
 
     What gRPC writes just as the server's refusal arrives fails, and the refusal is lost with it (`lost_answer`), so the
     server is asked again, at once.
     """
-    for _ in range(ATTEMPTS - 1):
+    lost: grpc.aio.AioRpcError | asyncio.CancelledError | None = None
+    for _ in range(ATTEMPTS):
         try:
             return await call(split(payload))
         except (grpc.aio.AioRpcError, asyncio.CancelledError) as error:
             if not lost_answer(error):
                 raise
-    return await call(split(payload))
+            lost = error
+        except grpc.aio.UsageError:
+            if lost is None:
+                raise
+            raise lost from None  # the connection was closed, which cancels its calls
+    raise ServerUnreachable(f"the server's answer to an upload was lost {ATTEMPTS} times")
 
 
 def lost_answer(error: grpc.aio.AioRpcError | asyncio.CancelledError) -> bool:

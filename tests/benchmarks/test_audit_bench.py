@@ -34,6 +34,7 @@ def bound(case: Case) -> float:
     return float(str(row_of(case, SMALL)["bound"]))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("setting", ["one step", "one step, per-sample"])
 def test_the_view_of_an_image_is_what_the_client_would_clip_and_send_back_through_the_tower(setting: str) -> None:
     target = audited(setting, 8.0, 32)

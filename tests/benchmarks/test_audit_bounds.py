@@ -59,6 +59,7 @@ def test_of_randomised_response_the_bound_is_hardly_ever_too_large(epsilon: floa
     assert np.mean([bounds[int(count)] > epsilon for count in right]) <= OFTEN_ENOUGH
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("epsilon", [0.5, 1.0, 3.0])
 def test_of_randomised_response_the_bound_is_close(epsilon: float) -> None:
     heads = 1 / (1 + math.exp(-epsilon))
@@ -122,6 +123,7 @@ def test_the_membership_bound_is_that_of_exact_intervals(counts: tuple[int, int,
     assert membership_bound(*counts, delta) == pytest.approx(expected, abs=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("delta", [0.0, 0.02])
 @pytest.mark.parametrize("epsilon", [0.0, 0.5, 2.0])
 def test_of_a_mechanism_with_that_trade_off_the_membership_bound_is_hardly_ever_too_large(

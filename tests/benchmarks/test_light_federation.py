@@ -55,6 +55,7 @@ def run(plan: Plan, clients: Sequence[SimulatedClient], backbone: Backbone, matc
     return federate(plan, trainers, matching)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("form", "protection", "matching"),
     [

@@ -174,6 +174,11 @@ async def test_calls_are_timed_when_they_are_answered_be_it_with_a_refusal() -> 
         await api.heartbeat(fed.HeartbeatRequest(instance_id="other"))
     with pytest.raises(ServerUnreachable):
         await api.heartbeat(fed.HeartbeatRequest(instance_id="gone"))
+    given_up = asyncio.create_task(api.heartbeat(fed.HeartbeatRequest()))
+    await asyncio.sleep(0.01)
+    given_up.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await given_up
     await api.await_view(fed.AwaitRequest())
     assert list(seen.places) == ["2.3"]
     (row,) = call_rows("all", {"heartbeat": between(seen.calls, 0.0, 1e12)["heartbeat"]})

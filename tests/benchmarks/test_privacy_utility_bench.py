@@ -213,6 +213,7 @@ def test_a_cell_of_every_way(federation: Federation, way: Way) -> None:
     assert int(str(found["images"])) >= 100
 
 
+@pytest.mark.slow
 def test_settings_reach_the_plan(federation: Federation) -> None:
     cell = Cell("digits", Way.PFEDMOAP, PER_SAMPLE, "dp", 4, 8.0, 1)
     plan = plan_of_cell(cell, federation.plan)
@@ -223,6 +224,7 @@ def test_settings_reach_the_plan(federation: Federation) -> None:
     assert [len(client.test) for client in few] == [len(client.test) for client in federation.clients]
 
 
+@pytest.mark.slow
 def test_what_is_done_is_not_done_again(sources: Sources, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     done: list[int] = []
 

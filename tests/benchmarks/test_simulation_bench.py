@@ -77,6 +77,7 @@ def test_every_way_is_measured_by_part(way: str, setting: Setting) -> None:
     assert float(str(row["later_round_seconds"])) > 0
 
 
+@pytest.mark.slow
 def test_what_is_computed_in_a_thread_counts_as_its_part(setting: Setting) -> None:
     def busy() -> None:
         until = time.thread_time() + 0.2

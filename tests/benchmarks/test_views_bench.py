@@ -72,6 +72,7 @@ def test_fresh_crops_are_other_ones_each_time_and_of_the_same_image(sources: Sou
     assert hits.sum() >= 3  # one in eight by chance
 
 
+@pytest.mark.slow
 def test_what_is_done_is_not_done_again(sources: Sources, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     data = load(DIGITS, sources)
     monkeypatch.setattr(bench, "shares_of", lambda images, seed: shares_of(images, seed)[:1])

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections import Counter
+from pathlib import Path
 
 import pytest
 from pfed_benchmarks.chaos.fuzz import Messages, fuzz, methods
+from pfed_benchmarks.server_process import ServerProcess
 
 
 def test_every_call_gets_messages_that_can_be_read_and_such_that_cannot() -> None:
@@ -21,6 +23,37 @@ def test_every_call_gets_messages_that_can_be_read_and_such_that_cannot() -> Non
     assert {name for name, _ in found} == {method.name for method in methods()}
     assert len(methods()) >= 16
     assert all(found[method.name, True] > 30 for method in methods())
+
+
+BROKEN = """
+import sys
+if any(argument == "pfed_server" for argument in sys.orig_argv):
+    from pfed_server.coordinator import Coordinator
+    async def heartbeat(self, peer, request):
+        raise {error}
+    Coordinator.heartbeat = heartbeat
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("error", ["RuntimeError('broken')", "OSError('full')"])
+def test_a_server_that_fails_inside_is_found(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, error: str) -> None:
+    (tmp_path / "sitecustomize.py").write_text(BROKEN.format(error=error))
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    found = fuzz(3000, seed=2)
+    assert found.problem is not None
+    assert found.problem.startswith("pfedsecure.v1.Federation.Heartbeat was answered with")
+
+
+@pytest.mark.parametrize("said", ["failed", "failed for now"])
+def test_what_failed_in_the_server_is_found_in_its_log(tmp_path: Path, said: str) -> None:
+    """Where the transport lost the answer."""
+    server = ServerProcess(tmp_path, [])
+    (tmp_path / "log").write_text("20:15:48 fuzz joined, version failed\n")
+    assert server.failures() == []
+    with (tmp_path / "log").open("a") as log:
+        log.write(f"20:15:49 /pfedsecure.v1.Round/SubmitStep {said}\nTraceback (most recent call last):\n")
+    assert server.failures() == ["/pfedsecure.v1.Round/SubmitStep"]
 
 
 @pytest.mark.slow

@@ -73,6 +73,7 @@ def test_without_faults_all_rounds_are_closed(world: World) -> None:
     assert {name: member.trainer.trained[-1] for name, member in world.members.items()} == dict.fromkeys(MEMBERS, 3)
 
 
+@pytest.mark.slow
 def test_the_same_seed_is_the_same_world(tmp_path: Path) -> None:
     """To the last moment: otherwise no sequence could be shrunk."""
     times = []

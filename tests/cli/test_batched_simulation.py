@@ -65,6 +65,7 @@ def test_batched_training_comes_to_the_same(
             np.testing.assert_allclose(other.model.tensors[key], tensor, atol=1e-4, err_msg=f"{name}: {key}")
 
 
+@pytest.mark.slow
 def test_the_same_batches_give_the_same_bits(small_plan: MakePlan, uneven: Clients, backbone: Backbone) -> None:
     plan = small_plan()
     first = simulate(plan, uneven, backbone, workers=Together(plan, len(uneven)))
@@ -73,6 +74,7 @@ def test_the_same_batches_give_the_same_bits(small_plan: MakePlan, uneven: Clien
     assert identical(first, again)
 
 
+@pytest.mark.slow
 def test_workers_side_by_side_change_nothing(small_plan: MakePlan, uneven: Clients, backbone: Backbone) -> None:
     plan = small_plan()
     assert identical(simulate(plan, uneven, backbone), simulate(plan, uneven, backbone, workers=SideBySide(3)))

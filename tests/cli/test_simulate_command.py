@@ -72,6 +72,7 @@ def report(file: str = "out.json") -> dict[str, Any]:
     return found
 
 
+@pytest.mark.slow
 def test_the_digits_among_a_few_clients(run: Simulate) -> None:
     result = run("--plan", "plan.toml", "--clients", "4", "--rounds", "2", "--json", "out.json")
 
@@ -103,6 +104,7 @@ def test_batched_and_side_by_side_come_to_the_same(run: Simulate) -> None:
     assert report("batched")["mean_accuracy"] == pytest.approx(report("one")["mean_accuracy"], abs=0.01)
 
 
+@pytest.mark.slow
 def test_a_folder_of_images_brings_its_class_names(run: Simulate, digits_folder: Path) -> None:
     result = run("--data", str(digits_folder), "--clients", "3", "--rounds", "1", "--json", "out.json")
 
@@ -111,6 +113,7 @@ def test_a_folder_of_images_brings_its_class_names(run: Simulate, digits_folder:
     assert report()["protections"]["matching"] == "he"
 
 
+@pytest.mark.slow
 def test_a_plan_with_views_trains_on_them(run: Simulate, digits_folder: Path) -> None:
     one = run("--clients", "3", "--plan", "plan.toml", "--data", str(digits_folder), "--json", "one.json")
     Path("plan.toml").write_text(PLAN.replace("local_epochs = 1", "local_epochs = 1\nviews = 3"))

@@ -148,6 +148,7 @@ class Watched:
         self.api = around(api, submit_step=submit_step, publish_expert=publish_expert)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("when", ["before", "after"])
 @pytest.mark.parametrize(("method", "at_call"), KILLS)
 async def test_killed_and_started_again(

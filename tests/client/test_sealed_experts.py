@@ -201,6 +201,7 @@ def test_the_newest_of_each_author_is_remembered(tmp_path: Path) -> None:
         assert (again.newest("x"), again.newest("y"), again.newest("z")) == (3, 1, 0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("content", ["", "{", "[]", '{"x": "y"}', '{"x": 1.5}', "null"])
 async def test_damage_to_what_was_seen(
     federation: Any, make_protected_plan: Callable[..., Plan], around: Any, content: str

@@ -134,6 +134,30 @@ def record_rows(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return seen
 
 
+@pytest.mark.parametrize("names", [NAMES, ("dog",) * 40, (*["dog"] * 40, "word " * 50)])
+def test_what_a_backward_pass_keeps_is_not_more_than_is_reckoned_with(
+    monkeypatch: pytest.MonkeyPatch, names: tuple[str, ...]
+) -> None:
+    """Also where one long name pads many short ones: otherwise memory would end where it seems to be enough."""
+    tower = TextTower(small_clip(width=128, heads=2, layers=1))  # as wide as the heads of CLIP
+    blocks = nn.ModuleList([*tower.blocks] * 8)
+    tower.blocks, reckoned, kept = blocks, [], {}
+    classes = tower.class_tails(open_clip.SimpleTokenizer(), names, 4)
+    monkeypatch.setattr(TextTower, "_too_much", lambda _self, widths: bool(reckoned.append(widths)))
+    parameters = {parameter.data_ptr() for parameter in tower.parameters()}
+
+    def keep(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in parameters:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        features = tower(torch.zeros(1, 4, 128, requires_grad=True), classes)
+    assert 0.4 < sum(kept.values()) / (reckoned[0] * len(blocks) * 128 * 4) < 1
+    assert features.requires_grad
+
+
 @pytest.mark.parametrize("tokens_at_once", [40, 4096])
 def test_what_is_computed_again_is_the_same_to_the_last_bit(
     monkeypatch: pytest.MonkeyPatch, tokens_at_once: int

@@ -54,6 +54,7 @@ def rate(client: int, step: int) -> float:
     return 0.05 / (1 + client + step)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("experts", [None, 0, 2])
 def test_each_trains_as_by_itself(experts: int | None) -> None:
     alone, together = models(experts), models(experts)

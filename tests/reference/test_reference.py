@@ -20,6 +20,7 @@ def check(file: Path) -> tuple[int, dict[str, float]]:
     return result.returncode, json.loads(result.stdout)["max_abs_error"]
 
 
+@pytest.mark.slow
 def test_agrees_with_the_published_code() -> None:
     code, errors = check(REFERENCE)
     assert code == 0

@@ -36,6 +36,7 @@ def damaged(draw: st.DrawFn, data: bytes) -> bytes:
 FUZZ = settings(max_examples=500, derandomize=True, suppress_health_check=list(HealthCheck))
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::cryptography.utils.CryptographyDeprecationWarning")  # on damaged certificates
 @pytest.mark.parametrize("step", [Step.SHARE, Step.MASK, Step.CONFIRM, Step.UNMASK])
 def test_whatever_the_server_sends_clients_refuse_it_or_answer_once(step: Step, done: Any) -> None:
@@ -62,6 +63,7 @@ def test_whatever_the_server_sends_clients_refuse_it_or_answer_once(step: Step, 
     check()
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::cryptography.utils.CryptographyDeprecationWarning")  # on damaged certificates
 @pytest.mark.parametrize("step", list(Step))
 def test_whatever_a_client_sends_the_server_refuses_it_or_loses_no_more_than_the_round(step: Step, done: Any) -> None:

@@ -86,6 +86,7 @@ def _failure(n: int, k: int, assumed: Assumptions, quorum: int) -> float:
     return math.inf
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("n", "k", "dropped"), [(5, 2, 1), (5, 1, 0), (6, 1, 0)])
 def test_the_bound_on_parted_groups_holds_where_all_graphs_can_be_listed(n: int, k: int, dropped: int) -> None:
     clients, smallest = range(n), 2

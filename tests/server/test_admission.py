@@ -172,6 +172,7 @@ def view(stubs: Any, seen: int = 0) -> Any:
     return stubs.federation.Await(fed.AwaitRequest(instance_id="1", seen_version=seen, wait_seconds=wait))
 
 
+@pytest.mark.slow
 async def test_a_flood_of_calls_takes_no_memory_and_others_are_answered(
     make_plan: MakePlan, members: Any, connect: Any, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -153,6 +153,7 @@ def test_what_has_gone_on_elsewhere_is_not_copied_once_more(
         move(tmp_path / "one", location)
 
 
+@pytest.mark.slow
 def test_what_somebody_reads_is_not_put_aside_without_its_newest_rows(
     make_plan: MakePlan, url: str, tmp_path: Path
 ) -> None:

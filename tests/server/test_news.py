@@ -138,6 +138,7 @@ async def flooded(driver: Any) -> tuple[int, float]:
     return answers, seconds
 
 
+@pytest.mark.slow
 async def test_who_joins_and_leaves_again_and_again_does_not_wake_everybody_each_time(
     make_plan: MakePlan, drive: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

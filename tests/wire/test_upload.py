@@ -13,15 +13,20 @@ import grpc.aio
 import pytest
 from grpc.aio._call import StreamUnaryCall
 
-from pfedsecure.errors import MessageRejected
+from pfedsecure.errors import MessageRejected, ServerUnreachable
 from pfedsecure.wire.payloads import Payload
 from pfedsecure.wire.status import abort
 from pfedsecure.wire.upload import ATTEMPTS, upload
 from pfedsecure.wire.v1.payload_pb2 import PayloadChunk
 
+_LOST_ANSWER = "Internal error from Core"
 LARGE = Payload(1, bytes(2**22))
 AT_ONCE, TIMES = 32, 4
 """Of as many uploads, a fifth lose their answer when nothing is done about it."""
+
+
+def aio_error(code: grpc.StatusCode, details: str) -> grpc.aio.AioRpcError:
+    return grpc.aio.AioRpcError(code, grpc.aio.Metadata(), grpc.aio.Metadata(), details, "debug")
 
 
 class Refusing(grpc.GenericRpcHandler):
@@ -99,23 +104,44 @@ async def test_whoever_gives_an_upload_up_is_obeyed() -> None:
         await task
 
 
-@pytest.mark.parametrize(
-    ("code", "details", "calls"),
-    [
-        (grpc.StatusCode.INTERNAL, "Internal error from Core", ATTEMPTS),
-        (grpc.StatusCode.INTERNAL, "the server's own", 1),
-        (grpc.StatusCode.UNAVAILABLE, "Internal error from Core", 1),
-    ],
-)
-async def test_only_a_lost_answer_is_asked_for_again_and_not_for_ever(
-    code: grpc.StatusCode, details: str, calls: int
-) -> None:
+@pytest.mark.parametrize("error", [asyncio.CancelledError(), aio_error(grpc.StatusCode.INTERNAL, _LOST_ANSWER)])
+async def test_an_answer_that_is_lost_again_and_again_is_a_server_that_cannot_be_reached(error: BaseException) -> None:
     made = []
 
     async def failing(chunks: Iterator[PayloadChunk], *, number: int) -> bytes:
         made.append(b"".join(chunk.data for chunk in chunks))
-        raise grpc.aio.AioRpcError(code, grpc.aio.Metadata(), grpc.aio.Metadata(), details, "debug")
+        raise error
+
+    with pytest.raises(ServerUnreachable, match="the server's answer to an upload was lost 10 times"):
+        await upload(partial(failing, number=1), Payload(1, b"content"))
+    assert made == [b"content"] * ATTEMPTS
+
+
+async def test_a_connection_that_is_closed_under_an_upload_cancels_it() -> None:
+    errors = [asyncio.CancelledError(), grpc.aio.UsageError("Channel is closed.")]
+
+    async def closed(_chunks: Iterator[PayloadChunk]) -> bytes:
+        raise errors.pop(0)
+
+    with pytest.raises(asyncio.CancelledError):
+        await upload(closed, Payload(1, b"content"))
+    assert not errors
+
+
+@pytest.mark.parametrize(
+    ("code", "details"),
+    [
+        (grpc.StatusCode.INTERNAL, "the server's own"),
+        (grpc.StatusCode.UNAVAILABLE, _LOST_ANSWER),
+    ],
+)
+async def test_what_the_server_said_is_not_asked_for_again(code: grpc.StatusCode, details: str) -> None:
+    made = []
+
+    async def failing(chunks: Iterator[PayloadChunk], *, number: int) -> bytes:
+        made.append(b"".join(chunk.data for chunk in chunks))
+        raise aio_error(code, details)
 
     with pytest.raises(grpc.aio.AioRpcError):
         await upload(partial(failing, number=1), Payload(1, b"content"))
-    assert made == [b"content"] * calls
+    assert made == [b"content"]

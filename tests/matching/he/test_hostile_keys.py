@@ -52,6 +52,7 @@ def uniform(seed: int) -> np.ndarray:
     return np.stack([rng.integers(0, prime, (2, RING), dtype=np.uint64) for prime in PRIMES_OF_KEYS], axis=1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["zeros", "one vector", "relinearisation elsewhere", "zero public key"])
 def test_they_are_refused_and_the_server_lives(kind: str) -> None:
     """Taken, they would fail, or crash, the matching of everybody, round after round."""

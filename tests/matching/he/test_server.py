@@ -222,6 +222,7 @@ def test_processes_end_with_a_server_that_is_killed(tmp_path: Path) -> None:
         time.sleep(0.05)
 
 
+@pytest.mark.slow
 def test_real_processes_compute_and_their_death_is_survived(client: HeClientMatching, keys_of: Any) -> None:
     server = HeServerMatching(M)
     try:

@@ -31,6 +31,7 @@ async def leave(driver: Any, name: str) -> None:
     await driver.coordinator.leave(driver.members.peer(name), fed.LeaveRequest(instance_id="1"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("step", "in_the_mean"),
     [

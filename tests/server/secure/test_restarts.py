@@ -43,6 +43,7 @@ async def round_played(
     raise AssertionError("the last part plays the round to its end")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "stops",
     [
