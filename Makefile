@@ -28,8 +28,9 @@ demo: setup ## Run a federation of five clients over mutual TLS and show what ca
 test: setup ## Run the fast tests, as many at a time as there are cores
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal
 
-test-slow: setup ## Run the tests that take longer
-	$(BIN)/python -m pytest -m slow
+test-slow: setup ## Run the tests that take longer; those that start many processes one at a time
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow -n auto --dist worksteal --ignore tests/e2e --ignore tests/docs
+	$(BIN)/python -m pytest -m slow tests/e2e tests/docs
 
 lint: setup ## Check style and types
 	$(BIN)/ruff check .
