@@ -6,6 +6,7 @@ Anything else that goes wrong there reaches the caller as INTERNAL without a wor
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any, NoReturn
 
 import grpc
@@ -48,8 +49,24 @@ def abort_code(error: PfedError) -> grpc.StatusCode:
 
 
 async def abort(context: grpc.aio.ServicerContext[Any, Any], error: PfedError) -> NoReturn:
-    """End a call with an error whose `abort_code` is not INTERNAL."""
-    await context.abort(abort_code(error), str(error)[:MAX_DETAIL_CHARS], ((ERROR_KEY, error.wire_code()),))
+    """End a call with an error whose `abort_code` is not INTERNAL, as `end`."""
+    await end(context, abort_code(error), str(error)[:MAX_DETAIL_CHARS], ((ERROR_KEY, error.wire_code()),))
+
+
+async def end(
+    context: grpc.aio.ServicerContext[Any, Any],
+    code: grpc.StatusCode,
+    details: str = "",
+    trailing_metadata: tuple[tuple[str, str], ...] = (),
+) -> NoReturn:
+    """End a call. Raises CancelledError where the caller has hung up just now.
+
+    gRPC would write a page into the log otherwise, which anybody could have filled by hanging up at the right moments.
+    """
+    try:
+        await context.abort(code, details, trailing_metadata)
+    except grpc.aio.InternalError:
+        raise asyncio.CancelledError from None
 
 
 def error_raised_by_server(rpc_error: grpc.aio.AioRpcError) -> str | None:

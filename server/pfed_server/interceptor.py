@@ -20,7 +20,7 @@ from pfed_server.faults import STORAGE_FAULTS
 from pfed_server.refusals import Refusals
 from pfed_server.service import Identify
 from pfedsecure.errors import MessageRejected, PfedError, ServerUnreachable
-from pfedsecure.wire.status import abort, abort_code
+from pfedsecure.wire.status import abort, abort_code, end
 
 _logger = logging.getLogger(__name__)
 
@@ -72,7 +72,7 @@ class CallInterceptor(AroundCalls):
             _logger.exception("%s failed for now", method)
             await abort(context, ServerUnreachable("the server cannot use its storage at the moment; its log says why"))
         except NotImplementedError:  # a method that its service has only on paper, such as List of gRPC's health
-            await context.abort(grpc.StatusCode.UNIMPLEMENTED)
+            await end(context, grpc.StatusCode.UNIMPLEMENTED)
         except Exception:
             await _abort_internal(call)
 
@@ -92,4 +92,4 @@ class _Decoding(Passage):
 
 async def _abort_internal(call: Call) -> None:
     _logger.exception("%s failed", call.method)
-    await call.context.abort(grpc.StatusCode.INTERNAL)
+    await end(call.context, grpc.StatusCode.INTERNAL)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+from contextlib import suppress
 from typing import Any
 
 import grpc
@@ -9,7 +11,7 @@ import grpc.aio
 import pytest
 
 from pfedsecure import errors
-from pfedsecure.errors import MessageRejected, PfedError, ServerUnreachable
+from pfedsecure.errors import MessageRejected, NotAMember, PfedError, ServerUnreachable
 from pfedsecure.wire.status import ERROR_KEY, MAX_DETAIL_CHARS, abort, abort_code, error_raised_by_server, raise_from
 
 TRAVELLING = {
@@ -113,3 +115,34 @@ def test_a_class_of_a_newer_server_is_still_an_error_with_its_message() -> None:
     with pytest.raises(PfedError, match="words") as caught:
         raise_from(failed(grpc.StatusCode.INVALID_ARGUMENT, "words", (ERROR_KEY, "BudgetSpent")))
     assert type(caught.value) is PfedError
+
+
+async def test_a_refusal_that_its_caller_does_not_wait_for_any_more_is_a_call_that_was_cancelled() -> None:
+    """And not an error of the server, which gRPC would log with all that led to it."""
+    started: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+    ended: asyncio.Future[BaseException] = asyncio.get_running_loop().create_future()
+
+    class Late(grpc.GenericRpcHandler):
+        def service(self, _details: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler:
+            async def behaviour(_request: bytes, context: Any) -> bytes:
+                started.set_result(None)
+                with suppress(asyncio.CancelledError):
+                    await asyncio.Event().wait()
+                try:
+                    await abort(context, NotAMember("gone"))
+                except BaseException as error:
+                    ended.set_result(error)
+                    raise
+
+            return grpc.unary_unary_rpc_method_handler(behaviour)
+
+    server = grpc.aio.server()
+    server.add_generic_rpc_handlers((Late(),))
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+        call = channel.unary_unary("/test/Call")(b"")
+        await started
+        call.cancel()
+        assert isinstance(await asyncio.wait_for(ended, 10), asyncio.CancelledError)
+    await server.stop(None)
