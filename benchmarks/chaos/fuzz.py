@@ -206,11 +206,7 @@ async def _fuzz(count: int, seed: int, folder: Path, server: ServerProcess) -> F
                 left -= 1
                 method = messages.method(calls)
                 requests = messages.stream(method) if method.client_streaming else [messages.message(method)]
-                try:
-                    error = await _patiently(partial(_call, channel, method, requests))
-                except _Unanswered as unanswered:
-                    found.problem = f"{method.full_name} was not answered, {unanswered}; {_log(server)}"
-                    return
+                error = await _patiently(partial(_call, channel, method, requests))
                 code = grpc.StatusCode.OK if error is None else error.code()
                 found.codes[code.name] += 1
                 if code in CRASHES:
@@ -220,13 +216,15 @@ async def _fuzz(count: int, seed: int, folder: Path, server: ServerProcess) -> F
                 if found.answered % 500 == 0 and found.problem is None:
                     await _patiently(join)  # a message may have been a good Leave
 
-        await _patiently(join)
-        await asyncio.gather(*(worker(channel) for channel in channels for _ in range(AT_ONCE)))
-        if found.problem is None:
-            try:
-                await _patiently(join)
-            except _Unanswered as unanswered:
-                found.problem = f"afterwards the server was not there any more, {unanswered}; {_log(server)}"
+        try:
+            await _patiently(join)
+            async with asyncio.TaskGroup() as group:
+                for channel in channels:
+                    for _ in range(AT_ONCE):
+                        group.create_task(worker(channel))
+            await _patiently(join)  # what the last messages did to it may show a little later
+        except* _Unanswered as unanswered:
+            found.problem = found.problem or f"no answer, {unanswered.exceptions[0]}; {_log(server)}"
     found.mib_after = server.mib if process.poll() is None else 0.0
     if found.problem is None and found.mib_after > found.mib_before + MOST_GROWTH_MIB:
         found.problem = f"the server grew from {found.mib_before:.0f} to {found.mib_after:.0f} MiB"

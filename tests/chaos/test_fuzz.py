@@ -6,6 +6,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+from pfed_benchmarks.chaos import fuzz as fuzzing
 from pfed_benchmarks.chaos.fuzz import Messages, fuzz, methods
 from pfed_benchmarks.server_process import ServerProcess
 
@@ -29,20 +30,31 @@ BROKEN = """
 import sys
 if any(argument == "pfed_server" for argument in sys.orig_argv):
     from pfed_server.coordinator import Coordinator
+    import os
     async def heartbeat(self, peer, request):
-        raise {error}
+        {action}
     Coordinator.heartbeat = heartbeat
 """
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("error", ["RuntimeError('broken')", "OSError('full')"])
-def test_a_server_that_fails_inside_is_found(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, error: str) -> None:
-    (tmp_path / "sitecustomize.py").write_text(BROKEN.format(error=error))
+@pytest.mark.parametrize(
+    ("action", "found_as"),
+    [
+        ("raise RuntimeError('broken')", "pfedsecure.v1.Federation.Heartbeat was answered with"),
+        ("raise OSError('full')", "pfedsecure.v1.Federation.Heartbeat was answered with"),
+        ("os._exit(3)", "no answer"),
+    ],
+)
+def test_a_server_that_fails_inside_is_found(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, action: str, found_as: str
+) -> None:
+    (tmp_path / "sitecustomize.py").write_text(BROKEN.format(action=action))
+    monkeypatch.setattr(fuzzing, "PATIENCE_SECONDS", 2.0)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     found = fuzz(3000, seed=2)
     assert found.problem is not None
-    assert found.problem.startswith("pfedsecure.v1.Federation.Heartbeat was answered with")
+    assert found.problem.startswith(found_as)
 
 
 @pytest.mark.parametrize("said", ["failed", "failed for now"])
