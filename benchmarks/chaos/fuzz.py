@@ -278,12 +278,12 @@ async def _call(
                 pass
         else:
             await call
-    except (grpc.aio.AioRpcError, asyncio.CancelledError) as error:
+    except asyncio.CancelledError as error:
         if method.client_streaming and lost_answer(error):
             raise _Unanswered(repr(error)) from None
-        if isinstance(error, asyncio.CancelledError):
-            raise
-        if _took_no_stream(error):
+        raise
+    except grpc.aio.AioRpcError as error:
+        if _took_no_stream(error) or (method.client_streaming and lost_answer(error)):
             raise _Unanswered(repr(error)) from None
         return error
     return None

@@ -29,9 +29,9 @@ class PrefixAttention:
         self._after_eot = torch.arange(n_tail, device=device) > eot[:, None]
         self.eot_rows = n_prefix - 1 + (eot + 1).cumsum(0)
         """Where each class's EOT is `(C,)`."""
-        prefix = torch.arange(n_prefix, device=device)
         self._rows: Tensor | None = None
         if len(tokens) < self._after_eot.numel():
+            prefix = torch.arange(n_prefix, device=device)
             self._rows = torch.cat([prefix, n_prefix + tokens])
             # What a padded tail has behind its end is its EOT again: any token would do.
             behind = (self.eot_rows - eot)[:, None] + torch.minimum(torch.arange(n_tail, device=device), eot[:, None])
