@@ -18,7 +18,8 @@ import torch.nn.functional as F
 from pfed_client.private_trainer import FeatureSpaceStep, PerSampleStep
 from pfed_client.trainer import make_optimizers
 from pfedsecure.clip.backbone import load_backbone
-from pfedsecure.clip.text import ClassTails, TextTower
+from pfedsecure.clip.class_tails import ClassTails
+from pfedsecure.clip.text import TextTower
 from pfedsecure.moe.gate import Gate
 from pfedsecure.moe.mixture import MixtureModel
 from pfedsecure.plan import Plan
@@ -77,7 +78,7 @@ def steps_of(
     def random(*shape: int) -> torch.Tensor:
         return torch.randn(*shape, generator=generator).to(device)
 
-    mixture, width = plan.mixture, int(classes.tails.shape[2])
+    mixture, width = plan.mixture, int(classes.tokens.shape[1])
     context, others = random(plan.prompt.context_length, width), random(mixture.experts, *(1, width))
     with torch.no_grad():
         embedding = tower(context[None], classes).shape[-1]

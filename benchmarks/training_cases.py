@@ -231,7 +231,7 @@ def _ours(case: Case, rounds: int, cache: Path) -> Measured:
         model, _ = trainer.train_round(model, start, experts, number, on_step=on_step)
         measured.rounds.append(watch.now() - before)
     tails = backbone.tower.class_tails(backbone.tokenizer, plan.class_names, plan.prompt.context_length)
-    measured.tail_tokens = int(tails.tails.shape[1])
+    measured.tail_tokens = max(tails.lengths)
     return _finished(measured, watch, backbone)
 
 

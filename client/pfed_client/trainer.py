@@ -130,8 +130,8 @@ class Trainer:
 
     @property
     def tokens(self) -> int:
-        """How many tokens the text tower has room for, for one prompt: SOS, context, and all class names, padded."""
-        return 1 + self._plan.prompt.context_length + self._classes.n_padded
+        """How many tokens the text tower has room for, for one prompt: SOS, context, and all class names."""
+        return 1 + self._plan.prompt.context_length + len(self._classes.tokens)
 
     @property
     def steps(self) -> int:

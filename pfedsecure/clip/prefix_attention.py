@@ -1,101 +1,114 @@
 """Causal self-attention over one shared prefix and the tails of many classes, which do not meet.
 
-Symbols: P prompts, C classes, t tokens of the longest tail, N of all tails together, d width, h heads, e = d / h.
+Symbols: P prompts, C classes, N tokens of all tails together, d width, h heads, e = d / h.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from itertools import accumulate, pairwise
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from pfedsecure.clip.class_tails import ClassTails, groups
+
+TOKENS_TOGETHER = 96
+"""Of tails whose queries meet each other's keys, only for these to be hidden again: a few large products of matrices
+take less time than many that are as small as a class name."""
+_ALIGNED = 16
+"""Tokens are padded to a multiple of it. A library of linear algebra may round otherwise where a matrix does not begin
+at a multiple of 64 bytes: in a batched backward pass an image's place among others would then change the last bits of
+its gradient."""
+
 
 class PrefixAttention:
     """Attention of rows of tokens `(P, n_prefix + N, d)`: the prefix first, then every class's tail.
 
-    `eot (C,)` says which token of each tail is its last, so tails have `eot + 1` tokens each. Where they differ they
-    are padded to t here, between the maps, which see nothing of that; what pads them is never looked at.
+    Tails are taken some at a time. The queries of such a group meet the keys of the prefix and of the group, and
+    `dtype` is theirs.
     """
 
-    def __init__(self, n_prefix: int, n_tail: int, eot: Tensor, tokens: Tensor) -> None:
-        """`tokens (N,)`: where the tokens up to EOT are among the `C * t` of padded tails."""
+    def __init__(self, n_prefix: int, classes: ClassTails, dtype: torch.dtype) -> None:
         self._n_prefix = n_prefix
-        self._by_class = (len(eot), n_tail)
-        device = eot.device
-        self._after_in_prefix = ~torch.ones(n_prefix, n_prefix, dtype=torch.bool, device=device).tril()
-        self._after_in_tail = ~torch.ones(n_tail, n_tail, dtype=torch.bool, device=device).tril()
-        self._after_eot = torch.arange(n_tail, device=device) > eot[:, None]
-        self.eot_rows = n_prefix - 1 + (eot + 1).cumsum(0)
+        grouped = list(groups(classes.lengths, TOKENS_TOGETHER))
+        self._tokens = [sum(group) for group in grouped]
+        self._classes = [len(group) for group in grouped]
+        self.eot_rows = n_prefix + classes.ends
         """Where each class's EOT is `(C,)`."""
-        self._rows: Tensor | None = None
-        if len(tokens) < self._after_eot.numel():
-            prefix = torch.arange(n_prefix, device=device)
-            self._rows = torch.cat([prefix, n_prefix + tokens])
-            # What a padded tail has behind its end is its EOT again: any token would do.
-            behind = (self.eot_rows - eot)[:, None] + torch.minimum(torch.arange(n_tail, device=device), eot[:, None])
-            self._padded = torch.cat([prefix, behind.flatten()])
+        prefix = torch.arange(-n_prefix, 0, device=classes.sos.device)
+        self._owners = torch.cat([torch.full_like(prefix, -1), classes.owners])
+        self._places = torch.cat([prefix, classes.places])
+        starts = list(accumulate(self._tokens, initial=n_prefix))
+        rows = torch.arange(len(self._places), device=prefix.device)
+        keys = [torch.cat([rows[:n_prefix], rows[start:stop]]) for start, stop in pairwise(starts)]
+        # The prefix asks with the first group: it is in front of its keys anyway.
+        queries = [keys[0], *(key[n_prefix:] for key in keys[1:])]
+        self._hidden = [self._biases(*pair, dtype) for pair in zip(queries, keys, strict=True)]
+        at_eot = self.eot_rows.split(self._classes)
+        self._hidden_at_eot = [self._biases(*pair, dtype) for pair in zip(at_eot, keys, strict=True)]
 
     def all_rows(self, attention: nn.MultiheadAttention, x: Tensor) -> Tensor:
         """What `attention` gives for every token of `x (P, n_prefix + N, d)`, in the same shape."""
-        n_prefix, by_class = self._n_prefix, self._by_class
-        q, k, v = (
-            _heads(attention, part)  # (P, h, tokens, e)
-            for part in self._pad(F.linear(x, attention.in_proj_weight, attention.in_proj_bias)).chunk(3, dim=-1)
-        )
-        q = q / math.sqrt(q.shape[-1])
-
-        prefix_k, prefix_v = k[:, :, :n_prefix], v[:, :, :n_prefix]
-        scores = (q[:, :, :n_prefix] @ prefix_k.transpose(-1, -2)).masked_fill(self._after_in_prefix, -math.inf)
-        prefix_out = scores.softmax(dim=-1) @ prefix_v  # (P, h, n_prefix, e)
-
-        tail_q, tail_k, tail_v = (part[:, :, n_prefix:] for part in (q, k, v))  # (P, h, C * t, e)
-        to_prefix = (tail_q @ prefix_k.transpose(-1, -2)).unflatten(2, by_class)  # (P, h, C, t, n_prefix)
-        to_tail = tail_q.unflatten(2, by_class) @ tail_k.unflatten(2, by_class).transpose(-1, -2)  # (P, h, C, t, t)
-        to_tail = to_tail.masked_fill(self._after_in_tail, -math.inf)
-        weights = torch.cat([to_prefix, to_tail], dim=-1).softmax(dim=-1)
-        tail_out = weights[..., :n_prefix].flatten(2, 3) @ prefix_v + (
-            weights[..., n_prefix:] @ tail_v.unflatten(2, by_class)
-        ).flatten(2, 3)
-        out = _merged(torch.cat([prefix_out, tail_out], dim=2))
-        return _mapped(attention, out if self._rows is None else out.index_select(1, self._rows))
+        q, k, v = _heads(attention, F.linear(x, attention.in_proj_weight, attention.in_proj_bias), 3)
+        asking = [self._n_prefix + self._tokens[0], *self._tokens[1:]]
+        return _mapped(attention, self._attended(q, k, v, asking, self._hidden))
 
     def eot_only(self, attention: nn.MultiheadAttention, x: Tensor) -> Tensor:
         """What `attention` gives for the EOT of every class alone, `(P, C, d)`: all that the last block is for."""
-        n_prefix, width = self._n_prefix, x.shape[-1]
+        width = x.shape[-1]
         weight, bias = attention.in_proj_weight, attention.in_proj_bias
-        q = _heads(attention, F.linear(x[:, self.eot_rows], weight[:width], None if bias is None else bias[:width]))
-        k, v = (
-            _heads(attention, part)
-            for part in self._pad(F.linear(x, weight[width:], None if bias is None else bias[width:])).chunk(2, dim=-1)
-        )
-        q = q / math.sqrt(q.shape[-1])  # (P, h, C, e)
+        at_eot = F.linear(x[:, self.eot_rows], weight[:width], None if bias is None else bias[:width])
+        (q,) = _heads(attention, at_eot, 1)
+        k, v = _heads(attention, F.linear(x, weight[width:], None if bias is None else bias[width:]), 2)
+        return _mapped(attention, self._attended(q, k, v, self._classes, self._hidden_at_eot))
 
-        tail_k, tail_v = (part[:, :, n_prefix:].unflatten(2, self._by_class) for part in (k, v))  # (P, h, C, t, e)
-        to_prefix = q @ k[:, :, :n_prefix].transpose(-1, -2)  # (P, h, C, n_prefix)
-        to_tail = (q.unsqueeze(3) @ tail_k.transpose(-1, -2)).squeeze(3)  # (P, h, C, t)
-        to_tail = to_tail.masked_fill(self._after_eot, -math.inf)
-        weights = torch.cat([to_prefix, to_tail], dim=-1).softmax(dim=-1)
-        from_tail = (weights[..., n_prefix:].unsqueeze(3) @ tail_v).squeeze(3)
-        return _mapped(attention, _merged(weights[..., :n_prefix] @ v[:, :, :n_prefix] + from_tail))
+    def _attended(self, q: Tensor, k: Tensor, v: Tensor, asking: Sequence[int], hidden: Sequence[Tensor]) -> Tensor:
+        """Heads' outputs `(P, h, queries, e)`; `asking` says how many queries each group has, one after the other."""
+        scale = 1 / math.sqrt(q.shape[-1])
+        qs, ks, vs = [q], [k], [v]
+        if len(asking) > 1:
+            # Split, not sliced: going back, each slice would be added to zeros of the whole.
+            qs = list(q.split(list(asking), dim=2))
+            ks, vs = (self._behind_prefix(part) for part in (k, v))
+        outputs = []
+        for n_queries, some_q, some_k, some_v, biases in zip(asking, qs, ks, vs, hidden, strict=True):
+            scores = _padded(some_q) @ _padded(some_k).transpose(-1, -2)  # (P, h, queries, keys)
+            weights = torch.add(biases, scores, alpha=scale).softmax(dim=-1)
+            outputs.append((weights @ _padded(some_v))[:, :, :n_queries])
+        return outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=2)
 
-    def _pad(self, x: Tensor) -> Tensor:
-        """`(P, n_prefix + N, …)` as `(P, n_prefix + C * t, …)`."""
-        return x if self._rows is None else x.index_select(1, self._padded)
+    def _behind_prefix(self, part: Tensor) -> list[Tensor]:
+        """Of keys or values `(P, h, n_prefix + N, e)` those of each group, behind those of the prefix."""
+        prefix, *tails = part.split([self._n_prefix, *self._tokens], dim=2)
+        return [torch.cat([prefix, tail], dim=2) for tail in tails]
+
+    def _biases(self, queries: Tensor, keys: Tensor, dtype: torch.dtype) -> Tensor:
+        """0 where a row of `queries` looks at one of `keys`, -inf where it does not: `(queries, keys)`, padded.
+
+        A token looks at the prefix and its own tail, at nothing that comes after it; nothing looks at what pads keys.
+        """
+        owners, places = self._owners[keys], self._places[keys]
+        seen = ((owners == -1) | (owners == self._owners[queries, None])) & (places <= self._places[queries, None])
+        biases = torch.zeros(seen.shape, dtype=dtype, device=seen.device).masked_fill(~seen, -math.inf)
+        biases = F.pad(biases, (0, -len(keys) % _ALIGNED), value=-math.inf)
+        return F.pad(biases, (0, 0, 0, -len(queries) % _ALIGNED))
 
 
-def _heads(attention: nn.MultiheadAttention, x: Tensor) -> Tensor:
-    """`(P, tokens, d)` as `(P, h, tokens, e)`."""
-    heads: Tensor = x.unflatten(-1, (attention.num_heads, -1))
-    return heads.transpose(1, 2)
+def _padded(x: Tensor) -> Tensor:
+    """`(P, h, tokens, e)` with zeros behind its tokens."""
+    missing = -x.shape[2] % _ALIGNED
+    return F.pad(x, (0, 0, 0, missing)) if missing else x
 
 
-def _merged(x: Tensor) -> Tensor:
-    """`(P, h, tokens, e)` as `(P, tokens, d)`."""
-    return x.transpose(1, 2).flatten(2)
+def _heads(attention: nn.MultiheadAttention, x: Tensor, parts: int) -> tuple[Tensor, ...]:
+    """`(P, tokens, parts * d)` as so many `(P, h, tokens, e)`."""
+    heads: Tensor = x.unflatten(-1, (parts, attention.num_heads, -1))
+    return heads.permute(2, 0, 3, 1, 4).unbind()
 
 
 def _mapped(attention: nn.MultiheadAttention, x: Tensor) -> Tensor:
-    """Through the output map."""
-    return F.linear(x, attention.out_proj.weight, attention.out_proj.bias)
+    """Heads' outputs `(P, h, tokens, e)` through the output map: `(P, tokens, d)`."""
+    return F.linear(x.transpose(1, 2).flatten(2), attention.out_proj.weight, attention.out_proj.bias)

@@ -1,7 +1,7 @@
 """The frozen text tower, evaluated for prompts that share one context.
 
-Symbols: d text width, D embedding width, n context tokens, C classes, P prompts, t tokens of the longest tail (class
-name, ".", EOT).
+Symbols: d text width, D embedding width, n context tokens, C classes, P prompts, N tokens of the tails of all classes
+(class name, ".", EOT).
 
 A prompted sequence is SOS, ctx (n vectors), class name, ".", EOT. Some facts make it cheap, and none changes the
 result: attention is causal, so nothing after EOT matters and every sequence ends there; and the states of SOS + ctx are
@@ -12,8 +12,6 @@ and values. And what the last block makes of other tokens than EOT is not comput
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import cached_property
 from typing import Any, Protocol
 
 import torch
@@ -21,14 +19,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from pfedsecure.clip.class_tails import ClassTails
 from pfedsecure.clip.prefix_attention import PrefixAttention
 from pfedsecure.errors import BackboneError
 
 _TOKENS_AT_ONCE = 4096
 """Of all prompts and classes together; products of matrices with more rows are no faster."""
-_KEPT_PER_TOKEN, _KEPT_PER_PADDED = 9, 8
-"""Numbers that a block keeps for the backward pass, in widths: inputs of norms, maps and activations of each token, and
-what attention needs of each place in the padded tails."""
+_KEPT_PER_TOKEN = 18
+"""Numbers that a block keeps of each token for the backward pass, in widths: inputs of norms, of activations and of
+attention, and its weights."""
 _MEMORY_ON_CPU = 2**31
 """Bytes of them that are kept at most: what is free there is everybody's, and a container has less than it says."""
 
@@ -41,42 +40,6 @@ class Tokenizer(Protocol):
 
     def encode(self, text: str) -> list[int]:
         """Token ids of `text`, without start and end of text."""
-
-
-@dataclass(frozen=True)
-class ClassTails:
-    """What follows the context, per class: embeddings `(C, t, d)` and the index of EOT in each row `(C,)`.
-
-    `sos` is the embedding `(d,)` that precedes the context. What is behind EOT only fills the rows up.
-    """
-
-    sos: Tensor
-    tails: Tensor
-    eot: Tensor
-
-    @classmethod
-    def of_tokens(cls, sos: Tensor, rows: Sequence[Tensor]) -> ClassTails:
-        """From one `(t_c, d)` array of embeddings per class, each ending with EOT."""
-        eot = torch.tensor([len(row) - 1 for row in rows], device=sos.device)
-        return cls(sos=sos, tails=nn.utils.rnn.pad_sequence(list(rows), batch_first=True), eot=eot)
-
-    @cached_property
-    def tokens(self) -> Tensor:
-        """Where the tokens up to EOT are among all `C * t`: `(N,)`."""
-        places = torch.arange(self.tails.shape[1], device=self.eot.device)
-        return (places <= self.eot[:, None]).flatten().nonzero()[:, 0]
-
-    @property
-    def n_padded(self) -> int:
-        """C * t."""
-        return self.tails.shape[0] * self.tails.shape[1]
-
-    def split(self, size: int) -> list[ClassTails]:
-        """The same classes, `size` of them at a time."""
-        if size >= len(self.eot):
-            return [self]
-        pieces = zip(self.tails.split(size), self.eot.split(size), strict=True)
-        return [ClassTails(self.sos, tails, eot) for tails, eot in pieces]
 
 
 class TextTower(nn.Module):
@@ -156,7 +119,7 @@ class TextTower(nn.Module):
                     f"model's {self.max_tokens}; shorten the name or prompt.context_length"
                 )
             rows.append(self.embed(tokens))
-        return ClassTails.of_tokens(self.embed([tokenizer.sot_token_id])[0], rows)
+        return ClassTails.of_rows(self.embed([tokenizer.sot_token_id])[0], rows)
 
     def forward(self, contexts: Tensor, classes: ClassTails) -> Tensor:
         """Normalised text features `(P, C, D)`, float32 (float64 in a float64 tower), of contexts `(P, n, d)`.
@@ -164,11 +127,10 @@ class TextTower(nn.Module):
         Thousands of classes are taken some at a time. Where a backward pass would have to keep more than memory has
         room for, what a part of them computed is forgotten and computed again: the result is the same.
         """
-        n_prompts, n_tail = len(contexts), classes.tails.shape[1]
-        parts = classes.split(max(1, _TOKENS_AT_ONCE // max(1, n_prompts * n_tail)))
-        prefixes = len(parts) * (contexts.shape[1] + 1)
-        kept = _KEPT_PER_TOKEN * (len(classes.tokens) + prefixes) + _KEPT_PER_PADDED * (classes.n_padded + prefixes)
-        if torch.is_grad_enabled() and contexts.requires_grad and self._too_much(n_prompts * kept):
+        n_prompts, n_prefix = len(contexts), contexts.shape[1] + 1
+        parts = classes.split(_TOKENS_AT_ONCE // max(1, n_prompts))
+        n_tokens = n_prompts * (len(classes.tokens) + len(parts) * n_prefix)
+        if torch.is_grad_enabled() and contexts.requires_grad and self._too_much(n_tokens):
             features = [checkpoint(self._features, contexts, part, use_reentrant=False) for part in parts]
         else:
             features = [self._features(contexts, part) for part in parts]
@@ -176,18 +138,16 @@ class TextTower(nn.Module):
 
     def _features(self, contexts: Tensor, classes: ClassTails) -> Tensor:
         n_prompts, n_context, width = contexts.shape
-        n_tail = classes.tails.shape[1]
         positions = self.positional_embedding.to(self.dtype)
         n_prefix = n_context + 1
 
         prefix = (
             torch.cat([classes.sos.expand(n_prompts, 1, width), contexts.to(self.dtype)], dim=1) + positions[:n_prefix]
         )
-        tails = classes.tails + positions[n_prefix : n_prefix + n_tail]
-        tails = tails.flatten(0, 1).index_select(0, classes.tokens)  # (N, d), of all classes
+        tails = classes.tokens + positions[n_prefix + classes.places]  # (N, d)
         # One row of tokens per prompt, prefix first and all tails behind it, so that every linear map runs once.
         x = torch.cat([prefix, tails.expand(n_prompts, -1, -1)], dim=1)
-        attention = PrefixAttention(n_prefix, n_tail, classes.eot, classes.tokens)
+        attention = PrefixAttention(n_prefix, classes, self.dtype)
         *blocks, last = self.blocks
         block: Any
         for block in blocks:
@@ -204,8 +164,8 @@ class TextTower(nn.Module):
             at_eot = at_eot @ self.text_projection
         return F.normalize(at_eot.to(torch.promote_types(at_eot.dtype, torch.float32)), dim=-1)
 
-    def _too_much(self, kept: int) -> bool:
-        """Whether a backward pass for which each block keeps so many widths needs more than there should be at once."""
-        needed = kept * len(self.blocks) * self.width * self.dtype.itemsize
+    def _too_much(self, n_tokens: int) -> bool:
+        """Whether a backward pass for so many tokens keeps more than there should be at once."""
+        needed = _KEPT_PER_TOKEN * n_tokens * len(self.blocks) * self.width * self.dtype.itemsize
         device = self.positional_embedding.device
         return needed > (torch.cuda.mem_get_info(device)[0] // 2 if device.type == "cuda" else _MEMORY_ON_CPU)

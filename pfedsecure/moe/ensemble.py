@@ -21,7 +21,8 @@ import math
 import torch
 from torch import Tensor
 
-from pfedsecure.clip.text import ClassTails, TextTower
+from pfedsecure.clip.class_tails import ClassTails
+from pfedsecure.clip.text import TextTower
 from pfedsecure.moe.gate import Gate
 from pfedsecure.moe.mixture import MixtureModel, pool
 
@@ -73,4 +74,4 @@ class EnsembleModel(MixtureModel):
         n_peers = len(self._peer_outputs)
         weights = torch.full((n_peers + 1,), 1 / (2 * max(n_peers, 1)), device=features.device)
         weights[0] = 0.5 if n_peers else 1.0
-        return weights.expand(len(features), self._classes.tails.shape[0], -1)
+        return weights.expand(len(features), len(self._classes.lengths), -1)

@@ -9,7 +9,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from pfedsecure.clip.text import ClassTails, TextTower
+from pfedsecure.clip.class_tails import ClassTails
+from pfedsecure.clip.text import TextTower
 from pfedsecure.errors import PlanError
 from pfedsecure.moe.gate import Gate
 

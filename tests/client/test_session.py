@@ -215,7 +215,7 @@ async def test_a_round_that_closes_during_training_is_given_up(
 async def test_an_update_that_comes_too_late_is_left_out(
     federation: Any, make_plan: Callable[..., Plan], around: Any, recorder: Any
 ) -> None:
-    plan = make_plan(rounds__count=2, rounds__minimum_cohort=1, rounds__start_clients=2, rounds__deadline_seconds=1)
+    plan = make_plan(rounds__count=2, rounds__minimum_cohort=1, rounds__start_clients=2, rounds__deadline_seconds=3)
     async with federation(plan) as it:
         api = it.api("a")
 

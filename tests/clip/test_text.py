@@ -8,8 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pfedsecure.clip import text
-from pfedsecure.clip.text import ClassTails, TextTower
+from pfedsecure.clip import prefix_attention, text
+from pfedsecure.clip.class_tails import ClassTails
+from pfedsecure.clip.text import TextTower
 from pfedsecure.errors import BackboneError
 
 NAMES = ("dog", "calculator", "laptop computer", "a rather long name of a class", "zebra_crossing")
@@ -41,11 +42,16 @@ def full_features(model: nn.Module, context: Tensor, names: tuple[str, ...]) -> 
     return F.normalize(projection(x) if isinstance(projection, nn.Linear) else x @ projection, dim=-1)
 
 
+@pytest.mark.parametrize("tokens_together", [1, 12, 96])
 @pytest.mark.parametrize("n_context", [1, 4, 16])
 @pytest.mark.parametrize(
     ("kind", "settings"), [("CLIP", {}), ("CustomTextCLIP", {}), ("CLIP", {"proj_bias": True, "ls_init_value": 0.3})]
 )
-def test_equals_uncut_tower_with_gradients(n_context: int, kind: str, settings: dict[str, object]) -> None:
+def test_equals_uncut_tower_with_gradients(
+    monkeypatch: pytest.MonkeyPatch, tokens_together: int, n_context: int, kind: str, settings: dict[str, object]
+) -> None:
+    """Whether attention takes each class by itself, some or all of them at once."""
+    monkeypatch.setattr(prefix_attention, "TOKENS_TOGETHER", tokens_together)
     model = small_clip(kind, **settings).double()  # so that a real difference cannot hide in rounding
     tower = TextTower(model)
     classes = tower.class_tails(open_clip.SimpleTokenizer(), NAMES, n_context)
@@ -92,18 +98,18 @@ def test_features_do_not_depend_on_the_other_classes() -> None:
         torch.testing.assert_close(feature, alone, atol=1e-6, rtol=0)
 
 
-def test_sequences_are_cut_at_the_longest_name() -> None:
+def test_sequences_end_with_their_names() -> None:
     tower = TextTower(small_clip())
     classes = tower.class_tails(open_clip.SimpleTokenizer(), ("cat", "dog house"), 4)
-    assert classes.tails.shape == (2, 4, 64)  # two words, full stop, EOT
-    assert classes.eot.tolist() == [2, 3]
+    assert classes.lengths == (3, 4)  # one word or two, full stop, EOT
+    assert classes.tokens.shape == (7, 64)
 
 
 def gradients(tower: TextTower, classes: ClassTails) -> tuple[Tensor, Tensor]:
     """Features of two prompts, and the gradients of three sums of them by the contexts, taken in one backward pass."""
     generator = torch.Generator().manual_seed(3)
     contexts = torch.randn(2, 4, 64, generator=generator).requires_grad_()
-    weights = torch.randn(3, 2, len(classes.eot), 48, generator=generator)
+    weights = torch.randn(3, 2, len(classes.lengths), 48, generator=generator)
     features = tower(contexts, classes)
     (found,) = torch.autograd.grad(features, contexts, weights, is_grads_batched=True)
     return features.detach(), found
@@ -127,7 +133,7 @@ def record_rows(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     inner = TextTower._features
 
     def features(self: TextTower, contexts: Tensor, classes: ClassTails) -> Tensor:
-        seen.append(len(classes.eot))
+        seen.append(len(classes.lengths))
         return inner(self, contexts, classes)
 
     monkeypatch.setattr(TextTower, "_features", features)
@@ -143,7 +149,7 @@ def test_what_a_backward_pass_keeps_is_not_more_than_is_reckoned_with(
     blocks = nn.ModuleList([*tower.blocks] * 8)
     tower.blocks, reckoned, kept = blocks, [], {}
     classes = tower.class_tails(open_clip.SimpleTokenizer(), names, 4)
-    monkeypatch.setattr(TextTower, "_too_much", lambda _self, widths: bool(reckoned.append(widths)))
+    monkeypatch.setattr(TextTower, "_too_much", lambda _self, n_tokens: bool(reckoned.append(n_tokens)))
     parameters = {parameter.data_ptr() for parameter in tower.parameters()}
 
     def keep(tensor: Tensor) -> Tensor:
@@ -154,7 +160,7 @@ def test_what_a_backward_pass_keeps_is_not_more_than_is_reckoned_with(
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         features = tower(torch.zeros(1, 4, 128, requires_grad=True), classes)
-    assert 0.4 < sum(kept.values()) / (reckoned[0] * len(blocks) * 128 * 4) < 1
+    assert 0.4 < sum(kept.values()) / (text._KEPT_PER_TOKEN * reckoned[0] * len(blocks) * 128 * 4) < 1
     assert features.requires_grad
 
 
@@ -208,11 +214,3 @@ def test_name_that_does_not_fit() -> None:
 def test_refuses_towers_that_prompts_do_not_work_with(settings: dict[str, object]) -> None:
     with pytest.raises(BackboneError, match="not a causal CLIP transformer"):
         TextTower(small_clip("CustomTextCLIP", **settings))
-
-
-def test_tails_of_tokens_keep_order_and_end() -> None:
-    rows = [torch.ones(2, 3), 2 * torch.ones(4, 3)]
-    tails = ClassTails.of_tokens(torch.zeros(3), rows)
-    assert tails.tails.shape == (2, 4, 3)
-    assert tails.eot.tolist() == [1, 3]
-    assert tails.tails[0, 2:].abs().sum() == 0

@@ -12,7 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pfedsecure.clip.text import ClassTails, TextTower
+from pfedsecure.clip import prefix_attention
+from pfedsecure.clip.class_tails import ClassTails
+from pfedsecure.clip.text import TextTower
 from pfedsecure.moe.ensemble import EnsembleModel
 from pfedsecure.moe.gate import Gate
 from pfedsecure.moe.mixture import MixtureModel, PromptModel
@@ -49,7 +51,7 @@ def a_model(kind: str, seed: int, n_classes: int, n_context: int, experts: int) 
     width, embed = 16, 32
     tower = a_tower(generator, width, embed)
     tails = [torch.randn(1 + number % 3, width, generator=generator) for number in range(n_classes)]
-    classes = ClassTails.of_tokens(torch.randn(width, generator=generator), tails)
+    classes = ClassTails.of_rows(torch.randn(width, generator=generator), tails)
     context = 0.3 * torch.randn(n_context, width, generator=generator)
     if kind == "prompt":
         return PromptModel(tower, classes, context, 20.0)
@@ -133,8 +135,12 @@ def test_those_of_the_published_code() -> None:
     assert float((flat - expected).abs().max()) <= 1e-5 * max(1.0, float(expected.abs().max()))
 
 
-def test_an_image_s_gradient_does_not_depend_on_who_else_is_in_the_batch() -> None:
+@pytest.mark.parametrize("tokens_together", [3, 96])
+def test_an_image_s_gradient_does_not_depend_on_who_else_is_in_the_batch(
+    monkeypatch: pytest.MonkeyPatch, tokens_together: int
+) -> None:
     """To the last bit: else one image more or less would change what all the others add to the sum."""
+    monkeypatch.setattr(prefix_attention, "TOKENS_TOGETHER", tokens_together)
     model = a_model("mixture", 3, 4, 3, 2)
     features, labels = images(3, 21, 4)
     text_features = model.text_features()

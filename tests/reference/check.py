@@ -18,7 +18,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pfed_client.trainer import make_optimizers
-from pfedsecure.clip.text import ClassTails, TextTower
+from pfedsecure.clip.class_tails import ClassTails
+from pfedsecure.clip.text import TextTower
 from pfedsecure.moe.gate import Gate
 from pfedsecure.moe.mixture import MixtureModel, PromptModel, pool
 from pfedsecure.plan import TrainingPlan
@@ -68,7 +69,7 @@ class Reference:
         eot = self.tensor("prompt/tokens").argmax(dim=1) - 1 - self.meta["n_ctx"]
         if not (prefix == prefix[0]).all():
             raise SystemExit("the classes do not share one SOS embedding")
-        return ClassTails.of_tokens(prefix[0, 0], [row[: end + 1] for row, end in zip(suffix, eot, strict=True)])
+        return ClassTails.of_rows(prefix[0, 0], [row[: end + 1] for row, end in zip(suffix, eot, strict=True)])
 
     def prompt_model(self) -> PromptModel:
         return PromptModel(self.tower, self.classes, self.tensor("prompt/ctx_local"), self.logit_scale)
