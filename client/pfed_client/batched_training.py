@@ -19,9 +19,6 @@ from pfedsecure.moe.mixture import PromptModel
 from pfedsecure.moe.stacked import Batch, StackedModels, StackedSgd, kind
 from pfedsecure.plan import Plan
 
-TOKENS = 8192
-"""Prompt tokens that go through the text tower at once, at the most: more need much memory and leave the caches."""
-
 
 @dataclass(frozen=True)
 class Job:
@@ -68,7 +65,7 @@ def _groups(jobs: Sequence[Job]) -> Iterator[list[_Prepared]]:
         alike[kind(network)].append(_Prepared(place, job, network))
     for members in alike.values():
         members.sort(key=lambda member: (-member.job.trainer.steps, member.job.trainer.name))
-        size = max(1, TOKENS // members[0].job.trainer.tokens)
+        size = members[0].job.trainer.prompts_at_once
         for first in range(0, len(members), size):
             yield members[first : first + size]
 

@@ -129,9 +129,10 @@ class Trainer:
         return self.end_of(network, model, experts, round_number, losses)
 
     @property
-    def tokens(self) -> int:
-        """How many tokens the text tower has room for, for one prompt: SOS, context, and all class names."""
-        return 1 + self._plan.prompt.context_length + len(self._classes.tokens)
+    def prompts_at_once(self) -> int:
+        """How many prompts with all class names the text tower takes at once: more would take turns."""
+        tokens = 1 + self._plan.prompt.context_length + len(self._classes.tokens)
+        return max(1, self._backbone.tower.tokens_at_once // tokens)
 
     @property
     def steps(self) -> int:

@@ -11,7 +11,9 @@ and values. And what the last block makes of other tokens than EOT is not comput
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
+from itertools import accumulate
 from typing import Any, Protocol
 
 import torch
@@ -20,14 +22,16 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from pfedsecure.clip.class_tails import ClassTails
-from pfedsecure.clip.prefix_attention import PrefixAttention
+from pfedsecure.clip.prefix_attention import PrefixAttention, most_keys
 from pfedsecure.errors import BackboneError
 
-_TOKENS_AT_ONCE = 4096
-"""Of all prompts and classes together; products of matrices with more rows are no faster."""
-_KEPT_PER_TOKEN = 18
-"""Numbers that a block keeps of each token for the backward pass, in widths: inputs of norms, of activations and of
-attention, and its weights."""
+_TOKENS_AT_ONCE, _ON_GPU = 1024, 4096
+"""Of all prompts and classes together; products of matrices with more rows are no faster, and what they make is more
+than the allocator of a processor's memory keeps."""
+_KEPT_PER_TOKEN = 19
+"""Numbers that a block keeps of each token for the backward pass, in widths: inputs of both norms 2 (4 where they
+compute in float32 and the tower does not), of an activation 8, queries, keys and values 3, and the latter two again,
+behind the prefix, up to 4. The weights of attention come to it."""
 _MEMORY_ON_CPU = 2**31
 """Bytes of them that are kept at most: what is free there is everybody's, and a container has less than it says."""
 
@@ -99,6 +103,11 @@ class TextTower(nn.Module):
         """Longest sequence that has positional embeddings."""
         return int(self.positional_embedding.shape[0])
 
+    @property
+    def tokens_at_once(self) -> int:
+        """How many tokens of prompts, prefixes and tails, `forward` takes at once at the most."""
+        return _TOKENS_AT_ONCE if self.positional_embedding.device.type == "cpu" else _ON_GPU
+
     def embed(self, tokens: Sequence[int]) -> Tensor:
         """Token embeddings `(len(tokens), d)`."""
         ids = torch.tensor(list(tokens), dtype=torch.long, device=self.positional_embedding.device)
@@ -125,15 +134,21 @@ class TextTower(nn.Module):
         """Normalised text features `(P, C, D)`, float32 (float64 in a float64 tower), of contexts `(P, n, d)`.
 
         Thousands of classes are taken some at a time. Where a backward pass would have to keep more than memory has
-        room for, what a part of them computed is forgotten and computed again: the result is the same.
+        room for, what the last ones computed is forgotten and computed again: the result is the same.
         """
-        n_prompts, n_prefix = len(contexts), contexts.shape[1] + 1
-        parts = classes.split(_TOKENS_AT_ONCE // max(1, n_prompts))
-        n_tokens = n_prompts * (len(classes.tokens) + len(parts) * n_prefix)
-        if torch.is_grad_enabled() and contexts.requires_grad and self._too_much(n_tokens):
-            features = [checkpoint(self._features, contexts, part, use_reentrant=False) for part in parts]
-        else:
-            features = [self._features(contexts, part) for part in parts]
+        n_prompts, n_prefix = max(1, len(contexts)), contexts.shape[1] + 1
+        going_back = torch.is_grad_enabled() and contexts.requires_grad
+        room = self._room(n_prefix) if going_back else sys.maxsize
+        parts = classes.split(min(self.tokens_at_once, room) // n_prompts - n_prefix)
+        tokens = [n_prompts * (len(part.tokens) + n_prefix) for part in parts]
+        if sum(tokens) > room:  # a part that is computed again needs some of it
+            room -= max(tokens)
+        features = [
+            self._features(contexts, part)
+            if kept <= room
+            else checkpoint(self._features, contexts, part, use_reentrant=False)
+            for part, kept in zip(parts, accumulate(tokens), strict=True)
+        ]
         return features[0] if len(features) == 1 else torch.cat(features, dim=1)
 
     def _features(self, contexts: Tensor, classes: ClassTails) -> Tensor:
@@ -164,8 +179,13 @@ class TextTower(nn.Module):
             at_eot = at_eot @ self.text_projection
         return F.normalize(at_eot.to(torch.promote_types(at_eot.dtype, torch.float32)), dim=-1)
 
-    def _too_much(self, n_tokens: int) -> bool:
-        """Whether a backward pass for so many tokens keeps more than there should be at once."""
-        needed = _KEPT_PER_TOKEN * n_tokens * len(self.blocks) * self.width * self.dtype.itemsize
+    def _room(self, n_prefix: int) -> int:
+        """Of how many tokens, prefixes and tails, a backward pass may keep what it needs."""
         device = self.positional_embedding.device
-        return needed > (torch.cuda.mem_get_info(device)[0] // 2 if device.type == "cuda" else _MEMORY_ON_CPU)
+        heads: int = self.blocks[0].attn.num_heads  # type: ignore[assignment,union-attr]
+        numbers = _KEPT_PER_TOKEN * self.width + heads * most_keys(n_prefix, device)
+        memory: int = _MEMORY_ON_CPU
+        if device.type == "cuda":  # half of what is free, and of what is kept there to be used again
+            free, unused = torch.cuda.mem_get_info(device)[0], torch.cuda.memory_reserved(device)
+            memory = (free + unused - torch.cuda.memory_allocated(device)) // 2
+        return memory // (numbers * len(self.blocks) * self.dtype.itemsize)

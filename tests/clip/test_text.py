@@ -18,6 +18,12 @@ TEXT = {"context_length": 77, "vocab_size": 49408, "width": 64, "heads": 4, "lay
 VISION = {"image_size": 32, "patch_size": 16, "width": 64, "layers": 1}
 
 
+@pytest.fixture(params=[12, 96], ids=["groups", "one-group"])
+def grouped(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Attention takes the classes in groups, or all of them at once."""
+    monkeypatch.setattr(prefix_attention, "TOKENS_TOGETHER", request.param)
+
+
 def small_clip(kind: str = "CLIP", **text: object) -> nn.Module:
     torch.manual_seed(5)
     model = getattr(open_clip, kind)(embed_dim=48, vision_cfg=VISION, text_cfg=TEXT | text, quick_gelu=True)
@@ -70,6 +76,7 @@ def test_equals_uncut_tower_with_gradients(
     torch.testing.assert_close(ours.grad, theirs.grad, atol=1e-12, rtol=1e-9)
 
 
+@pytest.mark.usefixtures("grouped")
 def test_equals_uncut_tower_in_float32() -> None:
     model = small_clip()
     tower = TextTower(model)
@@ -78,6 +85,7 @@ def test_equals_uncut_tower_in_float32() -> None:
     torch.testing.assert_close(got, full_features(model, context, NAMES), atol=1e-6, rtol=0)
 
 
+@pytest.mark.usefixtures("grouped")
 def test_prompts_in_one_batch_equal_prompts_one_by_one() -> None:
     tower = TextTower(small_clip())
     classes = tower.class_tails(open_clip.SimpleTokenizer(), NAMES, 4)
@@ -103,6 +111,26 @@ def test_sequences_end_with_their_names() -> None:
     classes = tower.class_tails(open_clip.SimpleTokenizer(), ("cat", "dog house"), 4)
     assert classes.lengths == (3, 4)  # one word or two, full stop, EOT
     assert classes.tokens.shape == (7, 64)
+
+
+@pytest.mark.usefixtures("grouped")
+def test_many_gradients_at_once_are_those_one_by_one() -> None:
+    tower = TextTower(small_clip().double())
+    classes = tower.class_tails(open_clip.SimpleTokenizer(), NAMES, 4)
+    generator = torch.Generator().manual_seed(3)
+    contexts = torch.randn(2, 4, 64, generator=generator, dtype=torch.float64).requires_grad_()
+    weights = torch.randn(3, 2, len(NAMES), 48, generator=generator, dtype=torch.float64)
+    features = tower(contexts, classes)
+    (together,) = torch.autograd.grad(features, contexts, weights, is_grads_batched=True, retain_graph=True)
+    alone = [torch.autograd.grad(features, contexts, each, retain_graph=True)[0] for each in weights]
+    torch.testing.assert_close(together, torch.stack(alone), atol=1e-12, rtol=1e-9)
+
+
+@pytest.mark.usefixtures("grouped")
+def test_no_prompt_has_no_features() -> None:
+    tower = TextTower(small_clip())
+    classes = tower.class_tails(open_clip.SimpleTokenizer(), NAMES, 4)
+    assert tower(torch.zeros(0, 4, 64), classes).shape == (0, len(NAMES), 48)
 
 
 def gradients(tower: TextTower, classes: ClassTails) -> tuple[Tensor, Tensor]:
@@ -140,16 +168,18 @@ def record_rows(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return seen
 
 
-@pytest.mark.parametrize("names", [NAMES, ("dog",) * 40, (*["dog"] * 40, "word " * 50)])
+@pytest.mark.parametrize(
+    ("n_context", "names"),
+    [(4, NAMES), (16, ("dog",) * 32), (16, ("dog",) * 40), (64, ("dog",) * 64), (4, (*["dog"] * 40, "word " * 50))],
+)
 def test_what_a_backward_pass_keeps_is_not_more_than_is_reckoned_with(
-    monkeypatch: pytest.MonkeyPatch, names: tuple[str, ...]
+    monkeypatch: pytest.MonkeyPatch, n_context: int, names: tuple[str, ...]
 ) -> None:
-    """Also where one long name pads many short ones: otherwise memory would end where it seems to be enough."""
+    """In one group of attention, in full ones, in one that a single long name fills: else memory would end early."""
     tower = TextTower(small_clip(width=128, heads=2, layers=1))  # as wide as the heads of CLIP
     blocks = nn.ModuleList([*tower.blocks] * 8)
-    tower.blocks, reckoned, kept = blocks, [], {}
-    classes = tower.class_tails(open_clip.SimpleTokenizer(), names, 4)
-    monkeypatch.setattr(TextTower, "_too_much", lambda _self, n_tokens: bool(reckoned.append(n_tokens)))
+    tower.blocks, kept = blocks, {}
+    classes = tower.class_tails(open_clip.SimpleTokenizer(), names, n_context)
     parameters = {parameter.data_ptr() for parameter in tower.parameters()}
 
     def keep(tensor: Tensor) -> Tensor:
@@ -159,30 +189,47 @@ def test_what_a_backward_pass_keeps_is_not_more_than_is_reckoned_with(
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        features = tower(torch.zeros(1, 4, 128, requires_grad=True), classes)
-    assert 0.4 < sum(kept.values()) / (text._KEPT_PER_TOKEN * reckoned[0] * len(blocks) * 128 * 4) < 1
+        features = tower(torch.zeros(1, n_context, 128, requires_grad=True), classes)
+    room = tower._room(1 + n_context)
+    reckoned = (1 + n_context + len(classes.tokens)) * text._MEMORY_ON_CPU / room
+    assert 0.4 < sum(kept.values()) / reckoned < 1
     assert features.requires_grad
 
 
-@pytest.mark.parametrize("tokens_at_once", [40, 4096])
+@pytest.mark.parametrize(("room", "again"), [(1000, 0), (80, 2), (41, 5)])
 def test_what_is_computed_again_is_the_same_to_the_last_bit(
-    monkeypatch: pytest.MonkeyPatch, tokens_at_once: int
+    monkeypatch: pytest.MonkeyPatch, room: int, again: int
 ) -> None:
+    """As many classes as do not fit into memory, which has room for so many tokens."""
     tower = TextTower(small_clip())
     classes = tower.class_tails(open_clip.SimpleTokenizer(), NAMES, 4)
-    monkeypatch.setattr(text, "_TOKENS_AT_ONCE", tokens_at_once)
+    monkeypatch.setattr(text, "_TOKENS_AT_ONCE", 28)  # parts of 2, 1, 1 and 1 classes with 22, 20, 28 and 18 tokens
     kept = gradients(tower, classes)
-    monkeypatch.setattr(text, "_MEMORY_ON_CPU", 0)
+    monkeypatch.setattr(TextTower, "_room", lambda _self, _n_prefix: room)
     seen = record_rows(monkeypatch)
-    again = gradients(tower, classes)
-    assert sum(seen) == 2 * len(NAMES)  # forwards, and once more before going back
-    assert all(torch.equal(*pair) for pair in zip(kept, again, strict=True))
+    found = gradients(tower, classes)
+    assert sum(seen) == len(NAMES) + again  # forwards, and once more before going back
+    assert all(torch.equal(*pair) for pair in zip(kept, found, strict=True))
     seen.clear()
     with torch.no_grad():
         tower(torch.zeros(2, 4, 64), classes)
     assert sum(seen) == len(NAMES)  # nothing to go back for
 
 
+def test_fewer_classes_are_taken_at_a_time_where_memory_is_short(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Computing everything again at once would need as much memory as keeping it."""
+    tower = TextTower(small_clip())
+    classes = tower.class_tails(open_clip.SimpleTokenizer(), NAMES, 4)
+    kept = gradients(tower, classes)
+    seen = record_rows(monkeypatch)
+    for room, expected in ((0, [1, 1, 1, 1, 1]), (32, [3, 1, 1]), (10_000, [5])):
+        monkeypatch.setattr(TextTower, "_room", lambda _self, _n_prefix, room=room: room)
+        seen.clear()
+        torch.testing.assert_close(gradients(tower, classes), kept, atol=1e-5, rtol=1e-5)
+        assert seen[: len(expected)] == expected
+
+
+@pytest.mark.usefixtures("grouped")
 def test_under_vmap_it_is_the_same_as_one_by_one() -> None:
     tower = TextTower(small_clip())
     classes = tower.class_tails(open_clip.SimpleTokenizer(), NAMES, 4)

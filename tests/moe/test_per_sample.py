@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 
@@ -21,7 +22,20 @@ from pfedsecure.moe.mixture import MixtureModel, PromptModel
 from pfedsecure.moe.per_sample import context_gradients, feature_gradients, gain, gate_parameters, tangential
 
 REFERENCE = Path(__file__).parents[1] / "reference"
-GATE_WIDTH = 8
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Widths and heads of text tower and gate."""
+
+    width: int = 16
+    heads: int = 2
+    embed: int = 32
+    gate_width: int = 8
+    gate_heads: int = 4
+
+
+SMALL, VIT = Shape(), Shape(width=512, heads=8, embed=512, gate_width=128, gate_heads=8)
 
 
 def reference_check() -> ModuleType:
@@ -33,39 +47,39 @@ def reference_check() -> ModuleType:
     return module
 
 
-def a_tower(generator: torch.Generator, width: int, embed: int) -> TextTower:
+def a_tower(generator: torch.Generator, shape: Shape) -> TextTower:
     model = open_clip.CLIP(
-        embed_dim=embed,
+        embed_dim=shape.embed,
         vision_cfg={"image_size": 32, "patch_size": 32, "width": 64, "layers": 1},
-        text_cfg={"context_length": 40, "vocab_size": 1, "width": width, "heads": 2, "layers": 2},
+        text_cfg={"context_length": 40, "vocab_size": 1, "width": shape.width, "heads": shape.heads, "layers": 2},
         quick_gelu=True,
     )
     with torch.no_grad():
         for parameter in model.parameters():
-            parameter.normal_(0, 0.15, generator=generator)
+            parameter.normal_(0, 0.6 / shape.width**0.5, generator=generator)
     return TextTower(model.eval())
 
 
-def a_model(kind: str, seed: int, n_classes: int, n_context: int, experts: int) -> PromptModel:
+def a_model(kind: str, seed: int, n_classes: int, n_context: int, experts: int, shape: Shape = SMALL) -> PromptModel:
     generator = torch.Generator().manual_seed(seed)
-    width, embed = 16, 32
-    tower = a_tower(generator, width, embed)
+    width = shape.width
+    tower = a_tower(generator, shape)
     tails = [torch.randn(1 + number % 3, width, generator=generator) for number in range(n_classes)]
     classes = ClassTails.of_rows(torch.randn(width, generator=generator), tails)
     context = 0.3 * torch.randn(n_context, width, generator=generator)
     if kind == "prompt":
         return PromptModel(tower, classes, context, 20.0)
-    gate = Gate(GATE_WIDTH, 4, 10.0, generator)
-    features = F.normalize(torch.randn(experts, n_classes, embed, generator=generator), dim=-1)
+    gate = Gate(shape.gate_width, shape.gate_heads, 10.0, generator)
+    features = F.normalize(torch.randn(experts, n_classes, shape.embed, generator=generator), dim=-1)
     if kind == "mixture":
-        return MixtureModel(tower, classes, context, 20.0, gate, GATE_WIDTH, features, 0.5)
-    outputs = torch.randn(experts, n_classes, GATE_WIDTH, generator=generator)
-    return EnsembleModel(tower, classes, context, 20.0, gate, GATE_WIDTH, features, outputs, 0.5)
+        return MixtureModel(tower, classes, context, 20.0, gate, shape.gate_width, features, 0.5)
+    outputs = torch.randn(experts, n_classes, shape.gate_width, generator=generator)
+    return EnsembleModel(tower, classes, context, 20.0, gate, shape.gate_width, features, outputs, 0.5)
 
 
-def images(seed: int, batch: int, n_classes: int) -> tuple[Tensor, Tensor]:
+def images(seed: int, batch: int, n_classes: int, shape: Shape = SMALL) -> tuple[Tensor, Tensor]:
     generator = torch.Generator().manual_seed(1000 + seed)
-    features = F.normalize(torch.randn(batch, 32, generator=generator), dim=-1)
+    features = F.normalize(torch.randn(batch, shape.embed, generator=generator), dim=-1)
     return features, torch.randint(n_classes, (batch,), generator=generator)
 
 
@@ -135,14 +149,17 @@ def test_those_of_the_published_code() -> None:
     assert float((flat - expected).abs().max()) <= 1e-5 * max(1.0, float(expected.abs().max()))
 
 
-@pytest.mark.parametrize("tokens_together", [3, 96])
+@pytest.mark.parametrize(
+    ("shape", "n_classes", "n_context", "experts", "tokens_together"),
+    [(SMALL, 4, 3, 2, 3), (SMALL, 4, 3, 2, 96), (VIT, 10, 16, 9, 96), (VIT, 11, 16, 3, 12)],
+)
 def test_an_image_s_gradient_does_not_depend_on_who_else_is_in_the_batch(
-    monkeypatch: pytest.MonkeyPatch, tokens_together: int
+    monkeypatch: pytest.MonkeyPatch, shape: Shape, n_classes: int, n_context: int, experts: int, tokens_together: int
 ) -> None:
     """To the last bit: else one image more or less would change what all the others add to the sum."""
     monkeypatch.setattr(prefix_attention, "TOKENS_TOGETHER", tokens_together)
-    model = a_model("mixture", 3, 4, 3, 2)
-    features, labels = images(3, 21, 4)
+    model = a_model("mixture", 3, n_classes, n_context, experts, shape)
+    features, labels = images(3, 21, n_classes, shape)
     text_features = model.text_features()
 
     def of(rows: list[int]) -> list[Tensor]:

@@ -15,6 +15,11 @@ from pfedsecure.pki.names import Role
 from pfedsecure.pki.request import request
 
 
+def call_error(code: grpc.StatusCode, details: str = "words", *metadata: tuple[str, str]) -> grpc.aio.AioRpcError:
+    """What a call that failed raises at the client."""
+    return grpc.aio.AioRpcError(code, grpc.aio.Metadata(), grpc.aio.Metadata(*metadata), details, "debug")
+
+
 class _Answering(grpc.GenericRpcHandler):
     """Answers every method with what `answer` makes of the call's context."""
 

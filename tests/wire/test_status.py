@@ -14,6 +14,8 @@ from pfedsecure import errors
 from pfedsecure.errors import MessageRejected, NotAMember, PfedError, ServerUnreachable
 from pfedsecure.wire.status import ERROR_KEY, MAX_DETAIL_CHARS, abort, abort_code, error_raised_by_server, raise_from
 
+from .conftest import call_error
+
 TRAVELLING = {
     "IdentityError",
     "InsecureTransport",
@@ -53,10 +55,6 @@ async def sent(error: PfedError) -> grpc.aio.AioRpcError:
             return caught.value
     finally:
         await server.stop(None)
-
-
-def failed(code: grpc.StatusCode, details: str = "words", *metadata: tuple[str, str]) -> grpc.aio.AioRpcError:
-    return grpc.aio.AioRpcError(code, grpc.aio.Metadata(), grpc.aio.Metadata(*metadata), details, "debug")
 
 
 @pytest.mark.parametrize("cls", [cls for cls in ALL if cls.__name__ in TRAVELLING])
@@ -104,16 +102,16 @@ async def test_long_messages_are_cut_to_what_headers_can_carry() -> None:
 def test_failures_of_the_transport_have_a_class_of_their_own(
     code: grpc.StatusCode, cls: type[PfedError], message: str
 ) -> None:
-    assert error_raised_by_server(failed(code)) is None
+    assert error_raised_by_server(call_error(code)) is None
     with pytest.raises(PfedError) as caught:
-        raise_from(failed(code))
+        raise_from(call_error(code))
     assert type(caught.value) is cls
     assert message in str(caught.value)
 
 
 def test_a_class_of_a_newer_server_is_still_an_error_with_its_message() -> None:
     with pytest.raises(PfedError, match="words") as caught:
-        raise_from(failed(grpc.StatusCode.INVALID_ARGUMENT, "words", (ERROR_KEY, "BudgetSpent")))
+        raise_from(call_error(grpc.StatusCode.INVALID_ARGUMENT, "words", (ERROR_KEY, "BudgetSpent")))
     assert type(caught.value) is PfedError
 
 

@@ -19,14 +19,12 @@ from pfedsecure.wire.status import abort
 from pfedsecure.wire.upload import ATTEMPTS, upload
 from pfedsecure.wire.v1.payload_pb2 import PayloadChunk
 
+from .conftest import call_error
+
 _LOST_ANSWER = "Internal error from Core"
 LARGE = Payload(1, bytes(2**22))
 AT_ONCE, TIMES = 32, 4
 """Of as many uploads, a fifth lose their answer when nothing is done about it."""
-
-
-def aio_error(code: grpc.StatusCode, details: str) -> grpc.aio.AioRpcError:
-    return grpc.aio.AioRpcError(code, grpc.aio.Metadata(), grpc.aio.Metadata(), details, "debug")
 
 
 class Refusing(grpc.GenericRpcHandler):
@@ -104,7 +102,7 @@ async def test_whoever_gives_an_upload_up_is_obeyed() -> None:
         await task
 
 
-@pytest.mark.parametrize("error", [asyncio.CancelledError(), aio_error(grpc.StatusCode.INTERNAL, _LOST_ANSWER)])
+@pytest.mark.parametrize("error", [asyncio.CancelledError(), call_error(grpc.StatusCode.INTERNAL, _LOST_ANSWER)])
 async def test_an_answer_that_is_lost_again_and_again_is_a_server_that_cannot_be_reached(error: BaseException) -> None:
     made = []
 
@@ -140,7 +138,7 @@ async def test_what_the_server_said_is_not_asked_for_again(code: grpc.StatusCode
 
     async def failing(chunks: Iterator[PayloadChunk], *, number: int) -> bytes:
         made.append(b"".join(chunk.data for chunk in chunks))
-        raise aio_error(code, details)
+        raise call_error(code, details)
 
     with pytest.raises(grpc.aio.AioRpcError):
         await upload(partial(failing, number=1), Payload(1, b"content"))
